@@ -1,0 +1,146 @@
+"""Agent: the class that authors subclass, and the whole of what a runtime knows of one.
+
+An agent is an immutable object with pure methods. It never sees devices, threads, meshes, Ray or Reverb: a runtime decides
+where each method runs. A simple agent gives `Config`, `init`, `act` and `loss`; agents/impala/agent.py is the example.
+"""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from podracer.types import ActorOutput, ActorState, Array, EnvironmentSpec, Key, Metrics, Mode, Params, TimeStep, TrainState, Trajectory
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What an agent learns from. The runtime owns the store that provides it.
+
+    unroll_length: `T`, agent steps of one unroll.
+    replay_share: share of a learning batch that comes from replay, in [0, 1). The online rest is never dropped.
+    replay_capacity: unrolls that replay holds, over all environments.
+    """
+
+    unroll_length: int
+    replay_share: float = 0.0
+    replay_capacity: int = 0
+
+
+class Agent(abc.ABC, Generic[ConfigT]):
+    """A learning agent for environments of one signature.
+
+    Every method is pure and works on a batch `[B]`. Wherever a method takes `key`, it is `[B]`, one PRNG key per column of
+    the batch, so that results do not depend on how a batch is laid out over devices: `jax.vmap` your sampling over it.
+    """
+
+    Config: ClassVar[type]
+    """A frozen dataclass with a default for every field."""
+
+    def __init__(self, spec: EnvironmentSpec, config: ConfigT):
+        """Builds networks; touches no device. Raises TypeError or ValueError, in one line, for what it cannot do."""
+        self.spec = spec
+        self.config = config
+
+    @abc.abstractmethod
+    def init(self, key: Key) -> TrainState:
+        """A fresh TrainState from ONE key; usually `self.train_state(params)`."""
+
+    def initial_actor_state(self, batch_size: int) -> ActorState:
+        """Recurrent state `[B, ...]` at the start of life. `act` and `loss` reset it themselves wherever a FIRST arrives."""
+        del batch_size
+        return ()
+
+    @abc.abstractmethod
+    def act(
+        self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
+    ) -> tuple[ActorOutput, ActorState]:
+        """Chooses actions.
+
+        Args:
+          params: what `actor_params` returned.
+          actor_state: recurrent state, leaves `[B, ...]`.
+          timestep: leaves `[B, ...]`.
+          key: `[B]` PRNG keys.
+          mode: static.
+
+        Returns:
+          `ActorOutput` with leaves `[B, ...]`, and the next recurrent state.
+        """
+
+    @abc.abstractmethod
+    def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
+        """The loss to minimise, a MEAN over the batch, and metrics.
+
+        Args:
+          params: online parameters; gradients are taken with respect to these alone.
+          train_state: for target networks and moving averages; its own `params` carry no gradient.
+          trajectory: time steps `[T+1, B, ...]`, actor outputs `[T, B, ...]`.
+          key: `[B]` PRNG keys.
+
+        Returns:
+          `[]` float32, and a dictionary of scalars.
+        """
+
+    def relabel(
+        self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str
+    ) -> tuple[TrainState, Trajectory]:
+        """Computes `trajectory.targets` from the whole TrainState before the gradient step; no gradient flows here.
+
+        The place for target networks, reanalyse, and moving averages (average them over `axis_name` with `jax.lax.pmean`).
+        """
+        del key, axis_name
+        return train_state, trajectory
+
+    def actor_params(self, train_state: TrainState) -> Params:
+        """What actors need of a TrainState, and no more: it is what travels to them."""
+        return train_state.params
+
+    def data_spec(self) -> DataSpec:
+        """Unroll length and replay. The default reads `config.unroll_length`."""
+        return DataSpec(unroll_length=self.config.unroll_length)  # type: ignore[attr-defined]
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of the default `update`."""
+        return optax.adam(self.config.learning_rate)  # type: ignore[attr-defined]
+
+    def update_target(self, params: Params, target_params: Params) -> Params:
+        """The target network after an update. The default keeps what is there, which suits agents that have none."""
+        del params
+        return target_params
+
+    def train_state(self, params: Params, target_params: Params = (), extra: Any = ()) -> TrainState:
+        """The TrainState before the first update."""
+        return TrainState(
+            params=params,
+            opt_state=self.optimizer().init(params),
+            target_params=target_params,
+            extra=extra,
+            num_updates=jnp.int32(0),
+        )
+
+    def update(
+        self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str
+    ) -> tuple[TrainState, Metrics]:
+        """One learning step on this device's share of the batch.
+
+        Relabels, takes the gradient of `loss`, averages it over `axis_name`, applies `optimizer` and `update_target`.
+        Whoever overrides this must average gradients over `axis_name`, or replicas drift apart (the runtime checks).
+        """
+        train_state, trajectory = self.relabel(train_state, trajectory, key, axis_name)
+        trajectory = jax.lax.stop_gradient(trajectory)
+        grads, metrics = jax.grad(self.loss, has_aux=True)(train_state.params, train_state, trajectory, key)
+        grads = jax.lax.pmean(grads, axis_name)
+        updates, opt_state = self.optimizer().update(grads, train_state.opt_state, train_state.params)
+        params = optax.apply_updates(train_state.params, updates)
+        train_state = train_state.replace(
+            params=params,
+            opt_state=opt_state,
+            target_params=self.update_target(params, train_state.target_params),
+            num_updates=train_state.num_updates + 1,
+        )
+        return train_state, {**metrics, "gradient_norm": optax.global_norm(grads)}

@@ -1,0 +1,147 @@
+"""Environments as the runtimes see them, and the one autoreset of the project.
+
+Most environments are pure: subclass `JaxEnvironment`, describe ONE episode (`reset`, `step`), and never think of batches
+or of what follows LAST. Environments whose state lives outside XLA (the ALE) subclass `Environment` and make their own
+`VectorEnvironment`, which must give the same stream of time steps.
+"""
+
+import abc
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import types
+from podracer.types import Array, EnvironmentSpec, Key, TimeStep
+
+
+class Unsupported(ValueError):
+    """A request that an environment, agent or runtime cannot serve. Its text is one line that says what to do."""
+
+
+class VectorEnvironment(abc.ABC):
+    """`B` environments that step together, inside jit and `lax.scan`, and that reset themselves.
+
+    The stream of each environment is FIRST, MID*, LAST, FIRST, ...: a step from LAST ignores the action and gives FIRST.
+    """
+
+    spec: EnvironmentSpec
+    pure: bool = True
+    """Whether the whole state is in the arrays that `reset` and `step` return: it can then be vmapped, sharded over devices
+    and restored from a checkpoint bit for bit."""
+
+    @abc.abstractmethod
+    def reset(self, key: Key) -> tuple[Any, TimeStep]:
+        """Starts all environments. `key` `[B]`; returns the state and FIRST time steps `[B]`."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
+        """Steps all environments. `action` `[B, ...]`, `key` `[B]`; returns the state and time steps `[B]`."""
+
+    def render(self, state: Any) -> np.ndarray | None:
+        """The first environment as `[H, W, 3]` uint8 for people to look at, or None where there is no picture. On the host."""
+        del state
+        return None
+
+    def close(self) -> None:  # noqa: B027 - most environments hold nothing
+        """Releases what lives outside XLA."""
+
+
+class Environment(abc.ABC):
+    """An environment that a registry can make: its signature, and how to get many of it. Immutable."""
+
+    spec: EnvironmentSpec
+
+    @abc.abstractmethod
+    def vectorize(self, num_envs: int, seed: int) -> VectorEnvironment:
+        """`num_envs` copies behind one call. `seed` is for those whose randomness lies outside JAX; pure ones use keys.
+
+        Raises:
+          Unsupported: this environment cannot run inside an XLA program here.
+        """
+
+
+class JaxEnvironment(Environment):
+    """One environment as pure functions of arrays. `state` is a pytree of fixed shapes."""
+
+    @abc.abstractmethod
+    def reset(self, key: Key) -> tuple[Any, TimeStep]:
+        """Starts an episode. Returns the state and `types.restart(...)`."""
+
+    @abc.abstractmethod
+    def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
+        """Takes one step within an episode. Returns the state and `types.transition(...)`. Never called on a finished one."""
+
+    def render(self, state: Any) -> Array | None:
+        """A state as `[H, W, 3]` uint8 for people to look at, or None. Called under jit."""
+        del state
+        return None
+
+    def vectorize(self, num_envs: int, seed: int = 0) -> VectorEnvironment:
+        del num_envs, seed
+        return AutoReset(self)
+
+
+@chex.dataclass(frozen=True)
+class _AutoResetState:
+    inner: Any
+    last: Any  # [B] bool: the next step is a reset
+
+
+class AutoReset(VectorEnvironment):
+    """Vectorizes a `JaxEnvironment`: after LAST the next step ignores its action and returns FIRST.
+
+    Resets of the whole batch are computed only on steps where some environment needs one.
+    """
+
+    def __init__(self, environment: JaxEnvironment):
+        self.environment = environment
+        self.spec = environment.spec
+
+    def reset(self, key: Key) -> tuple[Any, TimeStep]:
+        state, timestep = jax.vmap(self.environment.reset)(key)
+        return _AutoResetState(inner=state, last=timestep.last()), timestep
+
+    def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
+        inner, timestep = jax.vmap(self.environment.step)(state.inner, action, key)
+
+        def reset_finished(operand: Any) -> Any:
+            fresh = jax.vmap(self.environment.reset)(key)
+            return jax.tree.map(lambda new, old: _where(state.last, new, old), fresh, operand)
+
+        inner, timestep = jax.lax.cond(jnp.any(state.last), reset_finished, lambda operand: operand, (inner, timestep))
+        return _AutoResetState(inner=inner, last=timestep.last()), timestep
+
+    def render(self, state: Any) -> np.ndarray | None:
+        frame = jax.jit(lambda s: self.environment.render(jax.tree.map(lambda x: x[0], s.inner)))(state)
+        return None if frame is None else np.asarray(frame)
+
+
+def _where(mask: Array, new: Any, old: Any) -> Any:
+    """`mask` `[B]` chooses between leaves `[B, ...]`, PRNG keys included."""
+    return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - mask.ndim)), new, old)
+
+
+class TimeLimit(JaxEnvironment):
+    """Truncates the episodes of `environment` after `max_steps` steps: LAST, with the discount left as it is."""
+
+    def __init__(self, environment: JaxEnvironment, max_steps: int):
+        if max_steps < 1:
+            raise Unsupported(f"a time limit must be at least 1 step, not {max_steps}")
+        self.environment, self.max_steps, self.spec = environment, max_steps, environment.spec
+
+    def reset(self, key: Key) -> tuple[Any, TimeStep]:
+        state, timestep = self.environment.reset(key)
+        return (state, jnp.int32(0)), timestep
+
+    def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
+        inner, count = state
+        inner, timestep = self.environment.step(inner, action, key)
+        count = count + 1
+        late = count >= self.max_steps
+        return (inner, count), timestep.replace(step_type=jnp.where(late, types.LAST, timestep.step_type))
+
+    def render(self, state: Any) -> Array | None:
+        return self.environment.render(state[0])

@@ -1,0 +1,126 @@
+"""Registries of agents and environments. Built-in and third-party ones are found through the same entry points.
+
+A package offers an agent class under the entry-point group `podracer.agents`, and a `Suite` of environments under
+`podracer.envs`. `my_package.my_module:Name` works wherever a name does, without any entry point.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+AGENTS, ENVS = "podracer.agents", "podracer.envs"
+
+
+class NotFound(LookupError):
+    """Nothing of that name. Its text is one line that says what there is, or how to install it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A family of environments, `suite/task`.
+
+    make: `(task, config) -> podracer.environment.Environment`; imports what it needs only when called.
+    tasks: names of the tasks, without building any; `("",)` where the suite is its own only task (`catch`).
+    config: frozen dataclass of options, all with defaults.
+    summary: one line.
+    package: import name of the library behind the suite, or empty. extra: the pip extra that brings it.
+    default_task: the task that contract tests take.
+    """
+
+    make: Callable[[str, Any], Any]
+    tasks: Callable[[], Sequence[str]]
+    config: type
+    summary: str
+    package: str = ""
+    extra: str = ""
+    default_task: str = ""
+
+    def available(self) -> bool:
+        """Whether the library behind the suite is installed. Imports nothing."""
+        return not self.package or importlib.util.find_spec(self.package) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvId:
+    """A resolved environment name."""
+
+    name: str
+    suite: Suite
+    task: str
+
+    def make(self, config: Any = None) -> Any:
+        """The environment. Raises NotFound for an unknown task, `environment.Unsupported` for what it cannot do."""
+        return self.suite.make(self.task, self.suite.config() if config is None else config)
+
+
+def names(group: str) -> list[str]:
+    """Registered names of a group, sorted. Imports none of them."""
+    return sorted(_entry_points(group))
+
+
+def agent_class(name: str) -> Any:
+    """The Agent subclass called `name`. Raises NotFound."""
+    from podracer.agent import Agent
+
+    found = _load(AGENTS, name)
+    if not (isinstance(found, type) and issubclass(found, Agent)):
+        raise NotFound(f"agent {name!r} is {found!r}, which is no subclass of podracer.agent.Agent")
+    return found
+
+
+def env(name: str) -> EnvId:
+    """The environment called `suite/task`, `suite`, or `package.module:NAME/task`. Raises NotFound."""
+    suite_name, _, task = name.partition("/")
+    suite = _load(ENVS, suite_name)
+    if not isinstance(suite, Suite):
+        raise NotFound(f"environment {suite_name!r} is {suite!r}, which is no podracer.registry.Suite")
+    if not suite.available():
+        raise NotFound(f"{suite_name} needs {suite.package}: pip install 'podracer-rl[{suite.extra}]'")
+    tasks = suite.tasks()
+    if task not in tasks:
+        given = [t for t in tasks if t]
+        raise NotFound(unknown("environment", name, [f"{suite_name}/{t}" for t in given] or [suite_name]))
+    return EnvId(name=name, suite=suite, task=task)
+
+
+def suites() -> dict[str, Suite]:
+    """All registered suites by name, whether their libraries are installed or not."""
+    return {name: _load(ENVS, name) for name in names(ENVS)}
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that is not there: the nearest match, or a few that exist."""
+    known = list(known)
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+    return f"unknown {kind} {name!r}: " + (f"did you mean {matches[0]}?" if matches else f"there are {some}")
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=group)}
+
+
+def _load(group: str, name: str) -> Any:
+    kind = "agent" if group == AGENTS else "environment"
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an author's file lies in the working directory
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as error:
+            raise NotFound(f"{kind} {name!r}: no module {error.name!r}; run from its folder or install its package") from error
+        except AttributeError as error:
+            raise NotFound(f"{kind} {name!r}: {error}") from error
+    points = _entry_points(group)
+    if name not in points:
+        raise NotFound(unknown(kind, name, names(group)) + f" (podracer {'agents' if group == AGENTS else 'envs'} lists all)")
+    return points[name].load()

@@ -1,0 +1,186 @@
+"""The data that environments, agents, stores and runtimes exchange. Types only, no behaviour beyond predicates.
+
+Shapes: `B` is a batch of environments (or of sequences), `T` an unroll length, `A` a number of discrete actions. Arrays of
+a trajectory are time-major. A field that an agent does not use is the empty tuple, which is a pytree without leaves.
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import dm_env
+import jax
+import jax.numpy as jnp
+from dm_env import specs
+
+Array = jax.Array
+Key = jax.Array
+"""A typed PRNG key (`jax.random.key`), or an array of them."""
+Params = Any
+ActorState = Any
+Metrics = Mapping[str, Any]
+
+FIRST = int(dm_env.StepType.FIRST)
+MID = int(dm_env.StepType.MID)
+LAST = int(dm_env.StepType.LAST)
+
+
+class Mode(enum.Enum):
+    """What an action is for. A static argument of `Agent.act`."""
+
+    TRAIN = "train"
+    """Explore: the behaviour that the loss corrects for."""
+    EVALUATE = "evaluate"
+    """Show what was learned: no exploration noise beyond the policy's own."""
+
+
+@chex.dataclass(frozen=True)
+class TimeStep:
+    """What arrives from an environment. Follows dm_env: reward and discount belong to the arrival at `observation`.
+
+    LAST carries its own final observation. Termination is LAST with discount 0; truncation is LAST with discount > 0 and
+    bootstraps from its own observation. The step after LAST is FIRST; the pair LAST -> FIRST is no transition and is masked.
+
+    step_type: `[...]` int32, FIRST, MID or LAST.
+    reward: `[...]` float32, 0 on FIRST.
+    discount: `[...]` float32, the environment's own discount (not the agent's), 1 on FIRST. -1 between the plies of a
+      zero-sum game for two.
+    observation: `[..., *shape]` pytree, what the policy may read. Where legal actions are restricted it is a dictionary
+      with the key `legal_actions`, `[..., A]` bool.
+    aux: pytree of labels (depth, pose, loop closure) that no policy may read.
+    """
+
+    step_type: Any
+    reward: Any
+    discount: Any
+    observation: Any
+    aux: Any = ()
+
+    def first(self) -> Any:
+        """`[...]` bool: an episode starts here."""
+        return self.step_type == FIRST
+
+    def mid(self) -> Any:
+        """`[...]` bool: neither the start nor the end of an episode."""
+        return self.step_type == MID
+
+    def last(self) -> Any:
+        """`[...]` bool: an episode ends here, by termination or by truncation."""
+        return self.step_type == LAST
+
+
+def restart(observation: Any, aux: Any = ()) -> TimeStep:
+    """The FIRST time step of one (unbatched) episode."""
+    return TimeStep(
+        step_type=jnp.int32(FIRST), reward=jnp.float32(0), discount=jnp.float32(1), observation=observation, aux=aux
+    )
+
+
+def transition(
+    reward: Any, observation: Any, *, terminated: Any = False, truncated: Any = False, discount: Any = 1.0, aux: Any = ()
+) -> TimeStep:
+    """A MID or LAST time step. Termination wins over truncation that falls on the same step.
+
+    Args:
+      reward: `[...]`, the reward of this arrival.
+      observation: `[..., *shape]` pytree.
+      terminated: `[...]` bool; makes the step LAST with discount 0.
+      truncated: `[...]` bool; makes the step LAST and keeps `discount`.
+      discount: `[...]` float, used where the episode was not terminated.
+      aux: labels.
+    """
+    terminated, truncated = jnp.asarray(terminated), jnp.asarray(truncated)
+    return TimeStep(
+        step_type=jnp.where(terminated | truncated, LAST, MID).astype(jnp.int32),
+        reward=jnp.asarray(reward, jnp.float32),
+        discount=jnp.where(terminated, 0.0, discount).astype(jnp.float32),
+        observation=observation,
+        aux=aux,
+    )
+
+
+@chex.dataclass(frozen=True)
+class ActorOutput:
+    """What acting produced at one time step, as the loss needs it later.
+
+    action: `[B]` int32 for discrete, `[B, *shape]` float32 for continuous actions.
+    log_prob: `[B]` float32, log-probability (density) of `action` under the policy that acted.
+    logits: `[B, A]` float32 behaviour logits, or the pytree of parameters of a continuous policy.
+    value: `[B]` float32, value of the root or of the state as the actor saw it.
+    search_weights: `[B, A]` float32, visit distribution of a search.
+    version: `[B]` int32, number of updates behind the parameters that acted. Filled in by the runtime.
+    """
+
+    action: Any
+    log_prob: Any
+    logits: Any = ()
+    value: Any = ()
+    search_weights: Any = ()
+    version: Any = ()
+
+
+@chex.dataclass(frozen=True)
+class Trajectory:
+    """A batch of unrolls. The last time step of an unroll is the first of the next one.
+
+    timestep: leaves `[T+1, B, ...]`.
+    actor_output: leaves `[T, B, ...]`; `actor_output[t]` was chosen at `timestep[t]` and led to `timestep[t+1]`.
+    actor_state: leaves `[B, ...]`, the recurrent state before `timestep[0]` was seen.
+    targets: whatever `Agent.relabel` computed for the loss; empty when it comes from an actor.
+    """
+
+    timestep: TimeStep
+    actor_output: ActorOutput
+    actor_state: Any
+    targets: Any = ()
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+    """All that learning remembers, and the one home of it. Replicated over devices; a checkpoint stores it whole.
+
+    params: online parameters.
+    opt_state: state of the optimizer.
+    target_params: target network, or empty.
+    extra: moving averages and whatever else an agent carries between updates.
+    num_updates: `[]` int32.
+    """
+
+    params: Any
+    opt_state: Any
+    target_params: Any
+    extra: Any
+    num_updates: Any
+
+
+@chex.dataclass(frozen=True)
+class EnvironmentSpec:
+    """The signature of an environment. Static: hold it, never trace it.
+
+    name: full name, `suite/task`.
+    observation: pytree of `dm_env.specs.Array` without batch dimensions.
+    action: `dm_env.specs.DiscreteArray`, or `BoundedArray` for continuous actions.
+    aux: pytree of `dm_env.specs.Array` for `TimeStep.aux`.
+    frames_per_step: environment frames that one agent step advances (action repeat).
+    num_players: 2 for alternating zero-sum games.
+    """
+
+    name: str
+    observation: Any
+    action: specs.Array
+    aux: Any = ()
+    frames_per_step: int = 1
+    num_players: int = 1
+
+    @property
+    def num_actions(self) -> int:
+        """`A`. Raises TypeError for continuous actions."""
+        if not isinstance(self.action, specs.DiscreteArray):
+            raise TypeError(f"{self.name} has continuous actions; this agent needs discrete ones")
+        return int(self.action.num_values)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are discrete."""
+        return isinstance(self.action, specs.DiscreteArray)
