@@ -6,12 +6,14 @@ where each method runs. A simple agent gives `Config`, `init`, `act` and `loss`;
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from podracer.config import Preset
 from podracer.types import ActorOutput, ActorState, Array, EnvironmentSpec, Key, Metrics, Mode, Params, TimeStep, TrainState, Trajectory
 
 ConfigT = TypeVar("ConfigT")
@@ -45,6 +47,16 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """Builds networks; touches no device. Raises TypeError or ValueError, in one line, for what it cannot do."""
         self.spec = spec
         self.config = config
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Preset]:
+        """The author's choices, by environment name (`suite/task`) and by names of their own (`paper_atari`)."""
+        return {}
+
+    @classmethod
+    def preset(cls, env_name: str) -> Preset | None:
+        """The preset that a bare command takes for an environment, or None."""
+        return cls.presets().get(env_name)
 
     @abc.abstractmethod
     def init(self, key: Key) -> TrainState:
