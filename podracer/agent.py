@@ -14,7 +14,19 @@ import jax.numpy as jnp
 import optax
 
 from podracer.config import Preset
-from podracer.types import ActorOutput, ActorState, Array, EnvironmentSpec, Key, Metrics, Mode, Params, TimeStep, TrainState, Trajectory
+from podracer.types import (
+    ActorOutput,
+    ActorState,
+    Array,
+    EnvironmentSpec,
+    Key,
+    Metrics,
+    Mode,
+    Params,
+    TimeStep,
+    TrainState,
+    Trajectory,
+)
 
 ConfigT = TypeVar("ConfigT")
 
@@ -135,9 +147,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
             num_updates=jnp.int32(0),
         )
 
-    def update(
-        self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str
-    ) -> tuple[TrainState, Metrics]:
+    def update(self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str) -> tuple[TrainState, Metrics]:
         """One learning step on this device's share of the batch.
 
         Relabels, takes the gradient of `loss`, averages it over `axis_name`, applies `optimizer` and `update_target`.

@@ -62,9 +62,7 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
     if num_envs % num_devices:
         lower = num_envs // num_devices * num_devices
         near = [str(n) for n in (lower, lower + num_devices) if n]
-        raise ConfigError(
-            f"anakin.num_envs={num_envs} does not divide over {num_devices} devices: try {' or '.join(near)}"
-        )
+        raise ConfigError(f"anakin.num_envs={num_envs} does not divide over {num_devices} devices: try {' or '.join(near)}")
     if data.unroll_length < 1:
         raise ConfigError(f"the agent's unroll_length must be at least 1, not {data.unroll_length}")
     replay_per_env = _replay_per_env(data.replay_share)

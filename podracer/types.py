@@ -180,6 +180,21 @@ class EnvironmentSpec:
             raise TypeError(f"{self.name} has continuous actions; this agent needs discrete ones")
         return int(self.action.num_values)
 
+    def example(self, shape: tuple[int, ...]) -> TimeStep:
+        """FIRST time steps of zeros, leaves `[*shape, ...]`: enough to initialise networks with."""
+
+        def zeros(tree: Any) -> Any:
+            is_spec = lambda leaf: isinstance(leaf, specs.Array)  # noqa: E731
+            return jax.tree.map(lambda s: jnp.zeros((*shape, *s.shape), s.dtype), tree, is_leaf=is_spec)
+
+        return TimeStep(
+            step_type=jnp.full(shape, FIRST, jnp.int32),
+            reward=jnp.zeros(shape, jnp.float32),
+            discount=jnp.ones(shape, jnp.float32),
+            observation=zeros(self.observation),
+            aux=zeros(self.aux),
+        )
+
     @property
     def discrete(self) -> bool:
         """Whether actions are discrete."""

@@ -54,7 +54,9 @@ def make_torso(spec: EnvironmentSpec, config: TorsoConfig) -> Torso:
     if kind == "auto":
         kind = "mlp" if not image else "small_conv" if max(leaves[0].shape[:2]) <= 20 else "nature"
     if kind != "mlp" and not image:
-        raise ValueError(f"torso.kind={kind} needs one image [H, W, C], and {spec.name} observes something else: set torso.kind=mlp")
+        raise ValueError(
+            f"torso.kind={kind} needs one image [H, W, C], and {spec.name} observes something else: set torso.kind=mlp"
+        )
     if not config.hidden:
         raise ValueError("torso.hidden must name at least one width, for example torso.hidden=(64,)")
     convolve = {

@@ -1,0 +1,101 @@
+"""IMPALA: an actor-critic with V-trace. The example for authors: networks, acting and the loss on one screen.
+
+Espeholt et al. 2018 (https://arxiv.org/abs/1802.01561); also the agent of the figures of Hessel et al. 2021.
+"""
+
+from collections.abc import Mapping
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from podracer.agent import Agent
+from podracer.agents.impala.config import Config, presets
+from podracer.config import Preset
+from podracer.nets import recurrent, torso
+from podracer.ops import episodes
+from podracer.types import (
+    ActorOutput,
+    ActorState,
+    Array,
+    EnvironmentSpec,
+    Key,
+    Metrics,
+    Mode,
+    Params,
+    TimeStep,
+    TrainState,
+    Trajectory,
+)
+
+
+class Impala(Agent[Config]):
+    """V-trace actor-critic for discrete actions, feed-forward or recurrent."""
+
+    Config = Config
+
+    def __init__(self, spec: EnvironmentSpec, config: Config):
+        super().__init__(spec, config)
+        self._net = hk.without_apply_rng(hk.transform(self._forward))
+        self._num_actions = spec.num_actions
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Preset]:
+        return presets()
+
+    def _forward(self, timestep: TimeStep, state: ActorState) -> tuple[tuple[Array, Array], ActorState]:
+        """Logits `[T, B, A]` and values `[T, B]` for time steps `[T, B, ...]`, and the last recurrent state."""
+        embed = hk.BatchApply(torso.make_torso(self.spec, self.config.torso))
+        core = recurrent.make_core(self.config.core)
+        features, state = recurrent.unroll(core, embed(timestep.observation), timestep.first(), state)
+        logits = torso.mask_logits(hk.Linear(self.spec.num_actions, name="policy")(features), timestep.observation)
+        return (logits, jnp.squeeze(hk.Linear(1, name="value")(features), -1)), state
+
+    def init(self, key: Key) -> TrainState:
+        return self.train_state(self._net.init(key, self.spec.example((1, 1)), self.initial_actor_state(1)))
+
+    def initial_actor_state(self, batch_size: int) -> ActorState:
+        return recurrent.initial_state(self.config.core, batch_size)
+
+    def act(
+        self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
+    ) -> tuple[ActorOutput, ActorState]:
+        (logits, value), actor_state = self._net.apply(params, jax.tree.map(lambda x: x[None], timestep), actor_state)
+        logits, value = logits[0], value[0]
+        greedy = mode is Mode.EVALUATE and self.config.greedy_evaluation
+        action = jnp.argmax(logits, axis=-1) if greedy else jax.vmap(jax.random.categorical)(key, logits)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
+        return ActorOutput(action=action.astype(jnp.int32), log_prob=log_prob, value=value), actor_state
+
+    def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
+        import rlax  # costs more to import than jax itself
+
+        config = self.config
+        (logits, values), _ = self._net.apply(params, trajectory.timestep, trajectory.actor_state)
+        log_pi = jax.nn.log_softmax(logits[:-1])
+        log_prob = jnp.take_along_axis(log_pi, trajectory.actor_output.action[..., None], axis=-1)[..., 0]
+        step = episodes.transitions(trajectory.timestep, config.discount)
+        rewards = jnp.clip(step.r_t, -config.max_abs_reward, config.max_abs_reward)
+        # A ratio of 0 cuts every trace at LAST -> FIRST: see podracer/ops/episodes.py.
+        rho = jax.lax.stop_gradient(jnp.exp(log_prob - trajectory.actor_output.log_prob)) * step.mask_tm1
+        vtrace = jax.vmap(rlax.vtrace_td_error_and_advantage, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)(
+            values[:-1], jax.lax.stop_gradient(values[1:]), rewards, step.discount_t, rho, config.trace_decay
+        )
+        policy_loss = jnp.mean(-log_prob * jax.lax.stop_gradient(vtrace.pg_advantage))
+        value_loss = 0.5 * jnp.mean(jnp.square(vtrace.errors))
+        entropy = episodes.masked_mean(-jnp.sum(jnp.exp(log_pi) * log_pi, axis=-1), step.mask_tm1)
+        loss = policy_loss + config.value_cost * value_loss - config.entropy_cost * entropy
+        metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        return config.loss_scale * loss, metrics
+
+    def optimizer(self) -> optax.GradientTransformation:
+        config = self.config
+        rate: optax.ScalarOrSchedule = config.learning_rate
+        if config.decay_updates:
+            rate = optax.linear_schedule(config.learning_rate, 0.0, config.decay_updates)
+        scale = {
+            "adam": lambda: optax.adam(rate, eps=config.epsilon),
+            "rmsprop": lambda: optax.rmsprop(rate, decay=0.99, eps=config.epsilon),
+        }[config.optimizer]
+        return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), scale())

@@ -1,0 +1,57 @@
+"""Settings of IMPALA and its presets."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from podracer.config import Preset
+from podracer.nets.recurrent import CoreConfig
+from podracer.nets.torso import TorsoConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """unroll_length: agent steps. discount: the agent's own. trace_decay: lambda of V-trace.
+
+    value_cost, entropy_cost: weights beside a policy loss of weight 1. loss_scale: of the whole; the paper sums over time
+    and batch where we take the mean. max_abs_reward: rewards are clipped to it while learning. decay_updates: updates over
+    which the learning rate falls linearly to 0; 0 keeps it. greedy_evaluation: evaluate with the most likely action.
+    """
+
+    unroll_length: int = 20
+    discount: float = 0.99
+    trace_decay: float = 1.0
+    value_cost: float = 0.5
+    entropy_cost: float = 0.01
+    loss_scale: float = 1.0
+    max_abs_reward: float = float("inf")
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    learning_rate: float = 1e-3
+    epsilon: float = 1e-5
+    decay_updates: int = 0
+    max_gradient_norm: float = 1.0
+    greedy_evaluation: bool = False
+    torso: TorsoConfig = TorsoConfig()
+    core: CoreConfig = CoreConfig()
+
+
+def presets() -> Mapping[str, Preset]:
+    """By environment, for a CPU of two cores; `paper_atari` is the setting of Espeholt et al. 2018, table G.1."""
+    paper = {
+        "agent.loss_scale": 640.0,
+        "agent.max_abs_reward": 1.0,
+        "agent.optimizer": "rmsprop",
+        "agent.learning_rate": 6e-4,
+        "agent.epsilon": 0.1,
+        "agent.max_gradient_norm": 40.0,
+        "agent.torso.kind": "impala",
+        "agent.torso.hidden": (256,),
+        "agent.core.kind": "lstm",
+        "agent.core.size": 256,
+        "agent.decay_updates": 78_125,
+        "anakin.num_envs": 32,
+    }
+    return {
+        "catch": Preset(num_steps=400_000, overrides={"agent.unroll_length": 10, "anakin.num_envs": 64}),
+        "paper_atari": Preset(num_steps=50_000_000, overrides=paper),
+    }

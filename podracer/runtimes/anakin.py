@@ -1,0 +1,310 @@
+"""Anakin: environment, acting and learning in one XLA program, replicated over the devices of a mesh.
+
+Hessel et al. 2021, section 2. One call of the program runs many updates; an update scans `T` steps of the environments of
+this device, forms the learning batch (with this device's replay), and applies `Agent.update`, whose gradient mean is the
+only thing that crosses devices. Environments are numbered globally and keys derive from those numbers, so the same
+configuration gives the same result, up to the rounding of one all-reduce, on any number of devices.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from podracer import rng
+from podracer.agent import Agent
+from podracer.environment import Environment, Unsupported
+from podracer.plan import Plan
+from podracer.stores import ring
+from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, TrainState, Trajectory
+
+AXIS = "devices"
+_COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
+
+
+@chex.dataclass(frozen=True)
+class EpisodeTotals:
+    """Of the running episode of each environment: return `[B]` float32 and length `[B]` int32."""
+
+    episode_return: Any
+    episode_length: Any
+
+
+@chex.dataclass(frozen=True)
+class AnakinState:
+    """All that the program carries; with `--seeds` every leaf has a leading axis of seeds.
+
+    train_state: replicated. env_state, timestep, actor_state, episode: `[B, ...]`, sharded over devices.
+    replay: ring, data `[B, length, ...]` sharded, or empty. env_index: `[B]` int32, global numbers of the environments.
+    key: `[]`, the root of all randomness after the start. num_updates: `[]` int32.
+    """
+
+    train_state: TrainState
+    env_state: Any
+    timestep: TimeStep
+    actor_state: ActorState
+    episode: EpisodeTotals
+    replay: Any
+    env_index: Any
+    key: Any
+    num_updates: Any
+
+
+class ReplicaDrift(RuntimeError):
+    """Devices hold different parameters: an `Agent.update` did not average its gradients over `axis_name`."""
+
+
+class Anakin:
+    """The runtime. `init` once, then `run` as often as wanted; the state is the caller's to save."""
+
+    def __init__(self, agent: Agent, environment: Environment, plan: Plan):
+        """Compiles nothing yet.
+
+        Raises:
+          Unsupported: an environment outside XLA with several devices or seeds.
+        """
+        self.agent, self.plan = agent, plan
+        self.environment = environment.vectorize(plan.num_envs, plan.seed)
+        if not self.environment.pure and (plan.num_devices > 1 or plan.num_seeds > 1):
+            self.environment.close()
+            raise Unsupported(
+                f"{environment.spec.name} lives outside XLA: in Anakin it takes --devices 1 and --seeds 1; use Sebulba for more"
+            )
+        self.mesh = Mesh(np.array(jax.devices()[: plan.num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
+        self._specs = self._partition_specs()
+        # check_vma=False: agents scan from constants, which the checker refuses; drift is checked at run time instead.
+        sharded = jax.shard_map(
+            self._run, mesh=self.mesh, in_specs=(self._specs, P()), out_specs=(self._specs, P()), check_vma=False
+        )
+        self._program = jax.jit(sharded, donate_argnums=0)
+
+    def init(self) -> AnakinState:
+        """The state before the first update. Seed `i` of a population starts as a single run of seed `seed + i` does."""
+        seeds = self.plan.seed + np.arange(self.plan.num_seeds, dtype=np.uint32)
+        if not self.environment.pure:
+            key = jax.random.key(seeds[0])
+            start = self.environment.reset(self._environment_keys(key))
+            return jax.device_put(jax.jit(self._init)(key, start), self._shardings())
+
+        def init_one(seed: Array) -> AnakinState:
+            key = jax.random.key(seed)
+            return self._init(key, self.environment.reset(self._environment_keys(key)))
+
+        init = jax.vmap(init_one) if self.plan.num_seeds > 1 else lambda seeds: init_one(seeds[0])
+        return jax.jit(init, out_shardings=self._shardings())(seeds)
+
+    def run(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, dict[str, np.ndarray]]:
+        """Runs updates in one call of the program; another `num_updates` does not compile again.
+
+        Args:
+          state: donated, gone afterwards.
+          num_updates: at least 1; `num_updates * steps_per_update` must stay below 2**31.
+
+        Returns:
+          The state, and metrics `[num_seeds]` on the host: counts of `agent_steps` and `episodes` in this call, means of
+          `episode_return` and `episode_length` over the episodes that ended in it (nan where none did), whether all
+          parameters are `finite`, and means over updates of what the agent's loss reports.
+
+        Raises:
+          ReplicaDrift: the parameters of two devices differ.
+        """
+        if not 1 <= num_updates <= (2**31 - 1) // self.plan.steps_per_update:
+            raise ValueError(f"num_updates={num_updates} must be at least 1, and its steps must fit 32 bits")
+        state, metrics = self._program(state, jnp.int32(num_updates))
+        host = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
+        if np.any(host.pop("drift")):
+            raise ReplicaDrift("the devices' parameters differ: Agent.update must average gradients over axis_name (lax.pmean)")
+        with np.errstate(invalid="ignore"):
+            for name in ("episode_return", "episode_length"):
+                host[name] = np.where(host["episodes"] > 0, host[name] / np.maximum(host["episodes"], 1), np.nan)
+        return state, host
+
+    def train_state(self, state: AnakinState, seed_index: int = 0) -> TrainState:
+        """The TrainState of one seed."""
+        if self.plan.num_seeds == 1:
+            return state.train_state
+        return jax.tree.map(lambda x: x[seed_index], state.train_state)
+
+    def actor_params(self, state: AnakinState, seed_index: int = 0) -> Params:
+        """What one seed acts with."""
+        return self.agent.actor_params(self.train_state(state, seed_index))
+
+    def checkpoint(self, state: AnakinState) -> Any:
+        """What a checkpoint must hold: everything, or, where environments live outside XLA, everything but those."""
+        if self.environment.pure:
+            return state
+        return state.replace(env_state=(), timestep=(), actor_state=(), episode=())
+
+    def restore(self, saved: Any) -> AnakinState:
+        """The state that continues from `checkpoint`. Environments outside XLA start new episodes."""
+        if not self.environment.pure:
+            fresh = self.init()
+            saved = saved.replace(
+                env_state=fresh.env_state, timestep=fresh.timestep, actor_state=fresh.actor_state, episode=fresh.episode
+            )
+        return jax.device_put(saved, self._shardings())
+
+    def close(self) -> None:
+        """Releases environments that live outside XLA."""
+        self.environment.close()
+
+    # The program.
+
+    def _environment_keys(self, key: Key) -> Key:
+        return rng.columns(rng.stream(key, "reset"), jnp.arange(self.plan.num_envs))
+
+    def _init(self, key: Key, start: tuple[Any, TimeStep]) -> AnakinState:
+        env_state, timestep = start
+        num_envs = self.plan.num_envs
+        state = AnakinState(
+            train_state=self.agent.init(rng.stream(key, "init")),
+            env_state=env_state,
+            timestep=timestep,
+            actor_state=self.agent.initial_actor_state(num_envs),
+            episode=EpisodeTotals(
+                episode_return=jnp.zeros((num_envs,), jnp.float32), episode_length=jnp.zeros((num_envs,), jnp.int32)
+            ),
+            replay=(),
+            env_index=jnp.arange(num_envs, dtype=jnp.int32),
+            key=rng.stream(key, "run"),
+            num_updates=jnp.int32(0),
+        )
+        if self.plan.replay_per_env:
+            trajectory = jax.eval_shape(lambda s: _batch_major(self._collect(s)[1]), state)
+            state = state.replace(replay=ring.init(trajectory, self.plan.replay_length))
+        return state
+
+    def _run(self, state: AnakinState, num_updates: Array) -> tuple[AnakinState, dict[str, Array]]:
+        run = self._run_seed
+        if self.plan.num_seeds > 1:
+            run = jax.vmap(run, in_axes=(0, None))
+        return run(state, num_updates)
+
+    def _run_seed(self, state: AnakinState, num_updates: Array) -> tuple[AnakinState, dict[str, Array]]:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self._update, state)[1])
+
+        def body(_: Array, carry: tuple[AnakinState, Any]) -> tuple[AnakinState, Any]:
+            new_state, metrics = self._update(carry[0])
+            return new_state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        state, sums = jax.lax.fori_loop(0, num_updates, body, (state, zeros))
+        counts = {name: jax.lax.psum(sums.pop(name), AXIS) for name in _COUNTS}
+        means = jax.tree.map(lambda x: jax.lax.pmean(x / num_updates, AXIS), sums)
+        leaves = [x for x in jax.tree.leaves(state.train_state.params) if jnp.issubdtype(x.dtype, jnp.floating)]
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
+        drift = jnp.any(jnp.stack([jnp.any(jax.lax.pmax(x, AXIS) != jax.lax.pmin(x, AXIS)) for x in leaves])) & finite
+        return state, {**means, **counts, "finite": finite, "drift": drift}
+
+    def _update(self, state: AnakinState) -> tuple[AnakinState, dict[str, Array]]:
+        """One unroll of every environment of this device and one learning step. Metrics are sums over this device."""
+        state, trajectory, counts = self._collect(state)
+        key = rng.columns(rng.stream(self._update_key(state), "learn"), state.env_index)
+        if self.plan.replay_per_env:
+            replay, trajectory, key = self._mix(state, trajectory, key)
+            state = state.replace(replay=replay)
+        train_state, metrics = self.agent.update(state.train_state, trajectory, key, AXIS)
+        state = state.replace(train_state=train_state, num_updates=state.num_updates + 1)
+        metrics = {name: jnp.mean(jnp.asarray(value, jnp.float32)) for name, value in metrics.items()}
+        return state, {**metrics, **counts}
+
+    def _update_key(self, state: AnakinState) -> Key:
+        return jax.random.fold_in(state.key, state.num_updates)
+
+    def _collect(self, state: AnakinState) -> tuple[AnakinState, Trajectory, dict[str, Array]]:
+        params = self.agent.actor_params(state.train_state)
+        act_key = rng.columns(rng.stream(self._update_key(state), "act"), state.env_index)
+        env_key = rng.columns(rng.stream(self._update_key(state), "environment"), state.env_index)
+        version = jnp.full(state.env_index.shape, state.num_updates)
+
+        def step(carry: tuple[Any, TimeStep, ActorState, EpisodeTotals], t: Array) -> tuple[Any, Any]:
+            env_state, timestep, actor_state, episode = carry
+            output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(act_key, t), Mode.TRAIN)
+            env_state, next_timestep = self.environment.step(env_state, output.action, rng.at(env_key, t))
+            episode, finished = _count(episode, next_timestep)
+            carry = (env_state, next_timestep, actor_state, episode)
+            return carry, (timestep, output.replace(version=version), finished)
+
+        carry = (state.env_state, state.timestep, state.actor_state, state.episode)
+        (env_state, timestep, actor_state, episode), (timesteps, outputs, finished) = jax.lax.scan(
+            step, carry, jnp.arange(self.plan.unroll_length)
+        )
+        trajectory = Trajectory(
+            timestep=jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), timesteps, timestep),
+            actor_output=outputs,
+            actor_state=state.actor_state,
+        )
+        state = state.replace(env_state=env_state, timestep=timestep, actor_state=actor_state, episode=episode)
+        return state, trajectory, jax.tree.map(jnp.sum, finished)
+
+    def _mix(self, state: AnakinState, online: Trajectory, key: Key) -> tuple[ring.Ring, Trajectory, Key]:
+        """Stores the online unrolls and appends replayed ones to them as further columns of the batch."""
+        num = self.plan.replay_per_env
+        replay = ring.insert(state.replay, _batch_major(online))
+        draw = rng.columns(rng.stream(self._update_key(state), "replay"), state.env_index)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ring.sample(replay, draw, num))
+        replayed = _time_major(flat)
+        trajectory = Trajectory(
+            timestep=_append(online.timestep, replayed.timestep, axis=1),
+            actor_output=_append(online.actor_output, replayed.actor_output, axis=1),
+            actor_state=_append(online.actor_state, replayed.actor_state, axis=0),
+        )
+        more = jax.vmap(lambda k: rng.columns(k, 1 + jnp.arange(num)))(key).reshape(-1)
+        return replay, trajectory, jnp.concatenate([key, more])
+
+    # Layout over devices.
+
+    def _partition_specs(self) -> AnakinState:
+        lead = (None,) if self.plan.num_seeds > 1 else ()
+        batch = P(*lead, AXIS) if self.plan.num_devices > 1 else P()
+        replay = ring.Ring(data=batch, num_inserted=P()) if self.plan.replay_per_env else P()
+        return AnakinState(
+            train_state=P(),
+            env_state=batch,
+            timestep=batch,
+            actor_state=batch,
+            episode=batch,
+            replay=replay,
+            env_index=batch,
+            key=P(),
+            num_updates=P(),
+        )
+
+    def _shardings(self) -> AnakinState:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
+
+
+def _count(episode: EpisodeTotals, timestep: TimeStep) -> tuple[EpisodeTotals, dict[str, Array]]:
+    """Adds an arrival to the running totals; hands out and clears those of episodes that end with it."""
+    real, last = ~timestep.first(), timestep.last()
+    episode_return = episode.episode_return + timestep.reward
+    episode_length = episode.episode_length + real
+    finished = {
+        "agent_steps": real.astype(jnp.int32),
+        "episodes": last.astype(jnp.int32),
+        "episode_return": jnp.where(last, episode_return, 0.0),
+        "episode_length": jnp.where(last, episode_length, 0),
+    }
+    kept = EpisodeTotals(episode_return=jnp.where(last, 0.0, episode_return), episode_length=jnp.where(last, 0, episode_length))
+    return kept, finished
+
+
+def _batch_major(trajectory: Trajectory) -> Trajectory:
+    """`[T, B, ...]` to `[B, T, ...]`; the actor state is `[B, ...]` already."""
+    return trajectory.replace(
+        timestep=jax.tree.map(_swap, trajectory.timestep), actor_output=jax.tree.map(_swap, trajectory.actor_output)
+    )
+
+
+_time_major = _batch_major
+
+
+def _swap(x: Array) -> Array:
+    return jnp.swapaxes(x, 0, 1)
+
+
+def _append(first: Any, second: Any, axis: int) -> Any:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=axis), first, second)
