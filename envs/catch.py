@@ -4,9 +4,8 @@ The task of bsuite (Osband et al. 2020, https://arxiv.org/abs/1908.03568), writt
 """
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from dm_env import specs
 from podracer import registry, types
 from podracer.config import ConfigError
 from podracer.environment import JaxEnvironment
+from podracer.envs import drawing
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
 LEFT, STAY, RIGHT = range(3)
@@ -32,13 +32,12 @@ class CatchConfig:
             raise ConfigError(f"catch needs rows >= 2 and columns >= 1, not {self.rows} and {self.columns}")
 
 
-@chex.dataclass(frozen=True)
-class CatchState:
+class CatchState(NamedTuple):
     """ball_row, ball_column, paddle: `[]` int32. The paddle lies in the bottom row."""
 
-    ball_row: Any
-    ball_column: Any
-    paddle: Any
+    ball_row: Array
+    ball_column: Array
+    paddle: Array
 
 
 class Catch(JaxEnvironment):
@@ -64,7 +63,7 @@ class Catch(JaxEnvironment):
     def step(self, state: CatchState, action: Array, key: Key) -> tuple[CatchState, TimeStep]:
         del key
         paddle = jnp.clip(state.paddle + action - STAY, 0, self.config.columns - 1).astype(jnp.int32)
-        state = state.replace(ball_row=state.ball_row + 1, paddle=paddle)  # type: ignore[attr-defined]
+        state = state._replace(ball_row=state.ball_row + 1, paddle=paddle)
         landed = state.ball_row == self.config.rows - 1
         reward = jnp.where(landed, jnp.where(state.ball_column == paddle, 1.0, -1.0), 0.0)
         return state, types.transition(reward, self._observe(state), terminated=landed)
@@ -72,8 +71,8 @@ class Catch(JaxEnvironment):
     def render(self, state: CatchState) -> Array:
         """`[16 rows, 16 columns, 3]` uint8: a white ball and a green paddle."""
         ball, paddle = self._layers(state)
-        picture = ball[..., None] * jnp.array([236, 236, 236]) + (paddle & ~ball)[..., None] * jnp.array([92, 186, 92])
-        return jnp.repeat(jnp.repeat(picture.astype(jnp.uint8), 16, axis=0), 16, axis=1)
+        colours = np.array([[0, 0, 0], [92, 186, 92], [236, 236, 236]])
+        return drawing.paint(jnp.stack([paddle, ball], axis=-1), colours)
 
     def _layers(self, state: CatchState) -> tuple[Array, Array]:
         rows, columns = jnp.arange(self.config.rows)[:, None], jnp.arange(self.config.columns)[None, :]

@@ -15,6 +15,7 @@ from dm_env import specs
 from podracer import registry, types
 from podracer.config import ConfigError
 from podracer.environment import JaxEnvironment
+from podracer.envs import drawing
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
 # Written out because importing gymnax takes seconds. MNISTBandit-bsuite is left out: it downloads its data when made.
@@ -96,7 +97,8 @@ class Gymnax(JaxEnvironment):
             return _draw_cartpole(state.x, state.theta, self._env.default_params.x_threshold)
         if not self._image:
             return None
-        return _draw_channels(self._env.observe(jax.random.key(0), state, None, self._params))
+        image = self._env.observe(jax.random.key(0), state, None, self._params)
+        return drawing.paint(image > 0, drawing.rainbow(image.shape[-1]))
 
     def _step_env(self, state: Any, action: Array, key: Key) -> tuple[Any, ...]:
         return self._env.step_env(key, state, action, self._params)
@@ -144,16 +146,6 @@ def _draw_cartpole(x: Array, theta: Array, x_threshold: float) -> Array:
     picture = jnp.where(cart[..., None], jnp.array([60, 60, 60], jnp.uint8), picture)
     pole = (along > 0) & (along < scale) & (jnp.abs(across) < 2.5)
     return jnp.where(pole[..., None], jnp.array([202, 152, 101], jnp.uint8), picture)
-
-
-def _draw_channels(observation: Array) -> Array:
-    """Channels `[H, W, C]` as colours `[16 H, 16 W, 3]` uint8; the last of several in a cell is seen."""
-    num_channels = observation.shape[-1]
-    hue = np.arange(num_channels) / num_channels
-    wheel = 0.5 + 0.5 * np.cos(2 * np.pi * (hue[:, None] - np.array([0.0, 1 / 3, 2 / 3])))
-    colours = jnp.asarray(np.concatenate([np.zeros((1, 3)), 55 + 200 * wheel]), jnp.uint8)
-    top = jnp.max((observation > 0) * (jnp.arange(num_channels) + 1), axis=-1)
-    return jnp.repeat(jnp.repeat(colours[top], 16, axis=0), 16, axis=1)
 
 
 SUITE = registry.Suite(
