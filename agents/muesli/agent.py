@@ -1,0 +1,117 @@
+"""Muesli as an Agent: acts with its target network, computes targets in `relabel`, learns in `loss`."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from podracer.agent import Agent, DataSpec
+from podracer.agents.muesli.config import PRESETS, Config
+from podracer.agents.muesli.losses import muesli_loss
+from podracer.agents.muesli.networks import Networks
+from podracer.agents.muesli.policy import make_policy
+from podracer.agents.muesli.targets import compute_targets
+from podracer.config import Preset
+from podracer.nets import recurrent
+from podracer.nets.heads import Bins
+from podracer.ops import moments
+from podracer.types import (
+    ActorOutput,
+    ActorState,
+    Array,
+    EnvironmentSpec,
+    Key,
+    Metrics,
+    Mode,
+    Params,
+    TimeStep,
+    TrainState,
+    Trajectory,
+)
+
+
+class Muesli(Agent[Config]):
+    """Policy optimisation with a learned model and without search. Hessel et al. 2021, https://arxiv.org/abs/2104.06159."""
+
+    Config = Config
+
+    def __init__(self, spec: EnvironmentSpec, config: Config):
+        super().__init__(spec, config)
+        self._policy = make_policy(spec, config)
+        self._bins = Bins(config.bins)
+        self._networks = Networks(spec, config, self._policy.size, self._policy.encoded_size)
+        # Values belong to the player to move: where players alternate, the next value is the opponent's.
+        self._q_discount = -config.discount if spec.num_players == 2 else config.discount
+
+    @classmethod
+    def presets(cls) -> Mapping[str, Preset]:
+        return PRESETS
+
+    def init(self, key: Key) -> TrainState:
+        params = self._networks.init(key)
+        # A copy: a runtime donates the whole state, and no buffer can be donated twice.
+        target_params = jax.tree.map(jnp.copy, params)
+        return self.train_state(params, target_params=target_params, extra=moments.init_second_moment())
+
+    def initial_actor_state(self, batch_size: int) -> ActorState:
+        return recurrent.initial_state(self.config.core, batch_size)
+
+    def act(
+        self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
+    ) -> tuple[ActorOutput, ActorState]:
+        hidden, actor_state = self._networks.step(params, timestep.observation, timestep.first(), actor_state)
+        parameters = self._policy.mask(self._networks.predict(params, hidden).policy, timestep.observation)
+        if mode is Mode.EVALUATE and self.config.evaluation == "greedy":
+            action = self._policy.mode(parameters)
+        else:
+            action = jax.vmap(self._policy.sample)(parameters, key)
+        output = ActorOutput(action=action, log_prob=self._policy.log_prob(parameters, action), logits=parameters)
+        return output, actor_state
+
+    def relabel(
+        self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str
+    ) -> tuple[TrainState, Trajectory]:
+        targets, second_moment = compute_targets(
+            train_state.target_params,
+            self._networks,
+            self._policy,
+            self._bins,
+            self.config,
+            self._q_discount,
+            train_state.extra,
+            trajectory,
+            key,
+            axis_name,
+        )
+        return train_state.replace(extra=second_moment), trajectory.replace(targets=targets)
+
+    def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
+        del train_state, key
+        return muesli_loss(params, self._networks, self._policy, self._bins, self.config, trajectory)
+
+    def actor_params(self, train_state: TrainState) -> Params:
+        return train_state.target_params
+
+    def update_target(self, params: Params, target_params: Params) -> Params:
+        return optax.incremental_update(params, target_params, self.config.target_rate)
+
+    def data_spec(self) -> DataSpec:
+        return DataSpec(self.config.unroll_length, self.config.replay_share, self.config.replay_capacity)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return _optimizer(self.config)
+
+
+@functools.cache
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW whose update is clipped coordinate by coordinate before it is scaled (Hessel et al. 2021, appendix F)."""
+    rate = config.learning_rate
+    schedule = optax.linear_schedule(rate, 0.0, config.decay_updates) if config.decay_updates else rate
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.clip(config.max_update),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )

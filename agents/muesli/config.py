@@ -1,0 +1,110 @@
+"""Settings of Muesli. The defaults are those of the paper's Atari experiments, with a small network."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from podracer.config import Preset
+from podracer.nets.dynamics import DynamicsConfig
+from podracer.nets.heads import BinsConfig
+from podracer.nets.recurrent import CoreConfig
+from podracer.nets.torso import TorsoConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Muesli and the baselines that share its code.
+
+    torso, core, dynamics, bins: networks. head_hidden: hidden widths of every head.
+
+    unroll_length: `T`. replay_share: share of replayed sequences in a batch, k / (k + 1). replay_capacity: in unrolls.
+
+    discount: the agent's own. learning_rate: of AdamW, falling linearly to 0 over decay_updates updates (0: constant).
+    weight_decay: of AdamW. max_update: limit of each coordinate of Adam's update, before the learning rate.
+    target_rate: step of the target network towards the online one, at every update.
+
+    policy_loss: `muesli` (policy gradient and CMPO); `pg` (policy gradient alone); `cmpo` (indirect MPO: CMPO alone);
+      `mpo` (direct: policy gradient in expectation over the model's q, and KL(pi, prior)); `ppo` (clipped ratio); `trpo`
+      (policy gradient and KL(behaviour, pi)). All share model, values, returns and normalisation.
+    regularizer_weight: lambda, of CMPO or of the KL penalty. cmpo_clip: `c`; None leaves advantages unclipped.
+    num_kl_samples: actions that estimate the CMPO loss; 0 is exact. z_init: first guess of the leave-one-out normaliser.
+    ppo_epsilon: of `ppo`. beta_loo: use action-dependent baselines in the policy gradient. beta_max: their largest weight.
+
+    returns: `retrace` with the model's q; `vtrace` with state values; `model`: the policy gradient takes the model's q alone.
+    retrace_lambda: of the traces. num_q_samples: actions that estimate `E q`; 0 is exact. value_target: `corrected` for
+      off-policy actions, or the plain `return`.
+    target_share, behaviour_share, uniform_share: the mixture that is the prior policy.
+    normalize: divide advantages by their moving scale. advantage_scale: multiplies advantages after that.
+    variance_decay, variance_epsilon: of the moving second moment.
+
+    model_steps: `K`. model_policy_weight, value_weight, reward_weight: of the losses. dynamics_gradient: what each step of
+      the model lets through of the gradient to the state before it.
+    evaluation: `sample` plays the policy in evaluation, `greedy` its most likely action.
+    """
+
+    torso: TorsoConfig = TorsoConfig()
+    core: CoreConfig = CoreConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    bins: BinsConfig = BinsConfig()
+    head_hidden: tuple[int, ...] = (128,)
+
+    unroll_length: int = 30
+    replay_share: float = 0.75
+    replay_capacity: int = 20_000
+
+    discount: float = 0.995
+    learning_rate: float = 3e-4
+    decay_updates: int = 0
+    weight_decay: float = 0.0
+    max_update: float = 1.0
+    target_rate: float = 0.1
+
+    policy_loss: Literal["muesli", "pg", "cmpo", "mpo", "ppo", "trpo"] = "muesli"
+    regularizer_weight: float = 1.0
+    cmpo_clip: float | None = 1.0
+    num_kl_samples: int = 16
+    z_init: float = 1.0
+    ppo_epsilon: float = 0.2
+    beta_loo: bool = False
+    beta_max: float = 1.0
+
+    returns: Literal["retrace", "vtrace", "model"] = "retrace"
+    retrace_lambda: float = 1.0
+    num_q_samples: int = 16
+    value_target: Literal["corrected", "return"] = "corrected"
+    target_share: float = 0.967
+    behaviour_share: float = 0.03
+    uniform_share: float = 0.003
+    normalize: bool = True
+    advantage_scale: float = 1.0
+    variance_decay: float = 0.99
+    variance_epsilon: float = 1e-12
+
+    model_steps: int = 5
+    model_policy_weight: float = 1.0
+    value_weight: float = 0.25
+    reward_weight: float = 1.0
+    dynamics_gradient: float = 0.5
+    evaluation: Literal["sample", "greedy"] = "sample"
+
+    def __post_init__(self) -> None:
+        shares = (self.target_share, self.behaviour_share, self.uniform_share)
+        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"target_share, behaviour_share and uniform_share must sum to 1, not {sum(shares):g}")
+        if self.model_steps < 1:
+            raise ValueError(f"model_steps must be at least 1, not {self.model_steps}")
+        if self.cmpo_clip is not None and self.cmpo_clip <= 0:
+            raise ValueError(f"cmpo_clip must be positive, or None for no clip, not {self.cmpo_clip:g}")
+        for name in ("discount", "retrace_lambda", "variance_decay", "target_rate", "dynamics_gradient"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
+        for name in ("num_kl_samples", "num_q_samples", "decay_updates"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.z_init <= 0:
+            raise ValueError(f"z_init must be positive, not {self.z_init:g}")
+
+
+PRESETS: Mapping[str, Preset] = {
+    "catch": Preset(num_steps=500_000, overrides={}),
+}
