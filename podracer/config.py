@@ -160,6 +160,8 @@ def _coerce(value: Any, hint: Any, key: str) -> Any:
     if hint is str:
         return str(value)
     parsed = _literal(value)
+    if hint is float and isinstance(parsed, str) and parsed.strip("+-").lower() in ("inf", "nan"):
+        parsed = float(parsed)
     if hint is int and isinstance(parsed, float) and parsed.is_integer():
         parsed = int(parsed)  # 1e6 is a natural way to write a count
     if isinstance(parsed, bool) or not isinstance(parsed, (int, float) if hint is float else hint):

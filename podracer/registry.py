@@ -78,21 +78,27 @@ def agent_class(name: str) -> Any:
 def env(name: str) -> EnvId:
     """The environment called `suite/task`, `suite`, or `package.module:NAME/task`. Raises NotFound."""
     suite_name, _, task = name.partition("/")
-    suite = _load(ENVS, suite_name)
-    if not isinstance(suite, Suite):
-        raise NotFound(f"environment {suite_name!r} is {suite!r}, which is no podracer.registry.Suite")
-    if not suite.available():
-        raise NotFound(f"{suite_name} needs {suite.package}: pip install 'podracer-rl[{suite.extra}]'")
-    tasks = suite.tasks()
+    found = suite(suite_name)
+    if not found.available():
+        raise NotFound(f"{suite_name} needs {found.package}: pip install 'podracer-rl[{found.extra}]'")
+    tasks = found.tasks()
     if task not in tasks:
         given = [t for t in tasks if t]
         raise NotFound(unknown("environment", name, [f"{suite_name}/{t}" for t in given] or [suite_name]))
-    return EnvId(name=name, suite=suite, task=task)
+    return EnvId(name=name, suite=found, task=task)
+
+
+def suite(name: str) -> Suite:
+    """The suite called `name`, whether its library is installed or not. Raises NotFound."""
+    found = _load(ENVS, name)
+    if not isinstance(found, Suite):
+        raise NotFound(f"environment {name!r} is {found!r}, which is no podracer.registry.Suite")
+    return found
 
 
 def suites() -> dict[str, Suite]:
     """All registered suites by name, whether their libraries are installed or not."""
-    return {name: _load(ENVS, name) for name in names(ENVS)}
+    return {name: suite(name) for name in names(ENVS)}
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

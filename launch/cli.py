@@ -1,0 +1,277 @@
+"""The command `podracer`. Nothing heavy is imported until a command needs it: `--help` and completion stay quick."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from podracer import __version__, registry
+from podracer.config import ConfigError
+from podracer.launch.surroundings import prepare
+
+_LAUNCH_HELP = """Train an agent in one XLA program: environment, acting and learning together (Anakin).
+
+    \b
+    Examples:
+      podracer launch anakin --agent muesli --env catch
+      podracer launch anakin --agent impala --env gymnax/CartPole-v1 --steps 2e6 --seed 1
+      podracer launch anakin --agent impala --env catch --seeds 8 --run-dir runs/population
+      podracer launch anakin --agent muesli --env catch --set agent.learning_rate=3e-4 --dry-run
+      podracer launch anakin --resume --run-dir runs/population
+
+    Without --steps, the budget is that of the agent's preset for this environment, or 1,000,000 agent steps where it has
+    none. What is chosen comes from, in this order, each over the one before: defaults, preset, --set, other options.
+    """
+
+
+class Count(click.ParamType[int]):
+    """A whole number, written as 2000000, 2_000_000 or 2e6."""
+
+    name = "N"
+
+    def __init__(self, least: int):
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            try:
+                number = int(float(value))
+                exact = float(value) == number
+            except (ValueError, OverflowError):
+                exact = False
+            if not exact:
+                self.fail(f"{value!r} is no whole number", param, ctx)
+        if number < self.least:
+            self.fail(f"{value} is less than {self.least}", param, ctx)
+        return number
+
+
+def _complete_agent(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    del ctx, param
+    return [name for name in registry.names(registry.AGENTS) if name.startswith(incomplete)]
+
+
+def _complete_env(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Suites at first, without loading one; the tasks of a suite once its name is there."""
+    del ctx, param
+    suite, slash, _ = incomplete.partition("/")
+    if not slash:
+        return [name for name in registry.names(registry.ENVS) if name.startswith(incomplete)]
+    try:
+        prepare()
+        tasks = registry.suite(suite).tasks()
+    except Exception:  # completion must never print
+        return []
+    return [name for task in tasks if (name := f"{suite}/{task}").startswith(incomplete)]
+
+
+def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a job, the same for every runtime."""
+    options = [
+        click.option("--agent", metavar="NAME", shell_complete=_complete_agent, help="Agent: a name, or package.module:Class."),
+        click.option("--env", metavar="NAME", shell_complete=_complete_env, help="Environment: suite or suite/task."),
+        click.option("--steps", type=Count(1), help="Budget in agent steps of one seed."),
+        click.option("--seed", type=Count(0), help="Seed from which all randomness derives.  [default: 0]"),
+        click.option("--seeds", type=Count(1), help="Train a population of seeds: seed, seed + 1, ...  [default: 1]"),
+        click.option("--devices", type=Count(0), help="Devices to use; 0 takes all.  [default: 1]"),
+        click.option("--preset", metavar="NAME", help="A named preset of the agent (podracer agents lists them)."),
+        click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any setting; repeat it for several."),
+        click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run."),
+        click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, bit for bit."),
+        click.option("--dry-run", is_flag=True, help="Print settings and plan, and stop."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="podracer")
+def cli() -> None:
+    """Train reinforcement-learning agents at the scale of the hardware.
+
+    \b
+    Examples:
+      podracer launch anakin --agent muesli --env catch     train, evaluate, leave a run folder
+      podracer evaluate runs/my-run --episodes 100          play what was learned
+      podracer agents; podracer envs gymnax                 what there is
+      podracer doctor                                       what is installed and what is missing
+
+    \b
+    Tab completion, for bash (zsh and fish likewise):
+      eval "$(_PODRACER_COMPLETE=bash_source podracer)"
+    """
+
+
+@cli.group()
+def launch() -> None:
+    """Train an agent in a runtime."""
+
+
+@launch.command(help=_LAUNCH_HELP)
+@_job_options
+def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **request: Any) -> None:
+    from podracer.launch.job import Request
+
+    _launch(Request(runtime="anakin", **request), run_dir, resume, dry_run)
+
+
+def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> None:
+    """Runs a job; shared by all runtimes."""
+    from podracer.launch import job as jobs
+    from podracer.launch.signals import StopRequests
+
+    with StopRequests() as requests:
+        prepare()
+        if resume and run_dir is None:
+            raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
+        if resume and run_dir is not None:
+            stored, preset = jobs.load_job(run_dir)
+            job = jobs.resumed_job(request, stored)
+        else:
+            job, preset = jobs.new_job(request)
+        run_dir = run_dir or Path("runs") / f"{_slug(job.agent_name)}-{_slug(job.env_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if not resume and (run_dir / "config.json").exists():
+            raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
+        parts = jobs.build(job)
+        print("\n".join(jobs.outline(job, parts, preset, verbose=dry_run)))
+        if dry_run:
+            return
+        from podracer.launch.train import Diverged, Run
+
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--run-dir {run_dir}: {error.strerror}") from error
+        jobs.save_job(run_dir, job, preset)
+        print(f"run folder {run_dir}", flush=True)
+        try:
+            code = Run(job, parts, run_dir, resume, requests).execute()
+        except Diverged as error:
+            _complain(str(error))
+            code = 1
+    sys.exit(code)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--episodes", type=Count(1), default=32, show_default=True, help="Episodes to play.")
+@click.option("--seed", type=Count(0), default=0, show_default=True, help="Seed of the evaluation.")
+@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Write one episode as mp4.")
+def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> None:
+    """Play what a run has learned.
+
+    RUN_DIR alone says what to build; its newest checkpoint has the parameters.
+
+    \b
+    Example:
+      podracer evaluate runs/my-run --episodes 100 --video pong.mp4
+    """
+    from podracer.launch.signals import Stopped, StopRequests
+
+    with StopRequests() as requests:
+        prepare()
+        from podracer.launch import inspect_run
+
+        try:
+            inspect_run.evaluate_run(run_dir, episodes, seed, video, requests)
+        except Stopped as stopped:
+            sys.exit(stopped.exit_code)
+
+
+@cli.command()
+def agents() -> None:
+    """List agents and their presets."""
+    prepare()
+    for name in registry.names(registry.AGENTS):
+        try:
+            found = registry.agent_class(name)
+        except ImportError as error:
+            print(f"{name:12} cannot be imported: {error}")
+            continue
+        summary = (sys.modules[found.__module__].__doc__ or found.__doc__ or "").strip().splitlines()
+        print(f"{name:12} {summary[0] if summary else ''}")
+        for preset_name, preset in sorted(found.presets().items()):
+            print(f"  {preset_name:28} {preset.num_steps:>13,} steps")
+
+
+@cli.command()
+@click.argument("suite", required=False, shell_complete=_complete_env)
+def envs(suite: str | None) -> None:
+    """List environments: all suites, or the tasks of SUITE."""
+    prepare()
+    if suite is None:
+        for name in registry.names(registry.ENVS):
+            print(_suite_line(name))
+        print("podracer envs SUITE lists the environments of a suite")
+        return
+    found = registry.suite(suite)
+    for task in found.tasks():
+        print(f"{suite}/{task}" if task else suite)
+
+
+def _suite_line(name: str) -> str:
+    try:
+        suite = registry.suite(name)
+    except ImportError as error:
+        return f"{name:12} cannot be imported: {error}"
+    missing = "" if suite.available() else f" (missing: pip install 'podracer-rl[{suite.extra}]')"
+    return f"{name:12} {suite.summary}{missing}"
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what is installed, which devices there are, what is missing and how to get it."""
+    prepare()
+    from podracer.launch.doctor import examine
+
+    sys.exit(examine())
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in name)
+
+
+def _complain(text: str) -> None:
+    print(f"podracer: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _is_users_mistake(error: Exception) -> bool:
+    if isinstance(error, ConfigError | registry.NotFound):
+        return True
+    environment = sys.modules.get("podracer.environment")  # not imported just to ask
+    return environment is not None and isinstance(error, environment.Unsupported)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is one line on stderr and exit code 2; a bug keeps its traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _complain(error.format_message())
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if not _is_users_mistake(error):
+            raise
+        _complain(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

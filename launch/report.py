@@ -1,0 +1,126 @@
+"""The end of a run: evaluation, summary.json, curve.png and a video."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from podracer.checkpoint import tree_sha256
+from podracer.config import JobConfig
+from podracer.evaluate import EpisodeStats, Evaluator
+from podracer.launch.job import Parts, write_atomically
+from podracer.launch.loop import Counters
+from podracer.launch.signals import StopRequests
+from podracer.metrics.pictures import write_curve, write_video
+from podracer.metrics.progress import ProgressLine
+from podracer.types import Params
+
+
+def finish(
+    job: JobConfig,
+    parts: Parts,
+    run_dir: Path,
+    counters: Counters,
+    actor_params: list[Params],
+    params: list[Params],
+    requests: StopRequests,
+) -> None:
+    """Evaluates every seed and writes what a run folder shows.
+
+    Args:
+      actor_params: of each seed, what it acts with. params: of each seed, what `params_sha256` is of.
+      requests: checked during the evaluation.
+    """
+    stats = play(job, parts, actor_params, job.eval_episodes, job.seed, record=True, requests=requests)
+    hashes = [tree_sha256(p) for p in params]
+    summary = summarize(job, parts, counters, stats, hashes)
+    write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    for line in describe(job, stats):
+        print(line)
+    curve = write_curve(run_dir, f"{job.agent_name} on {job.env_name} ({job.runtime})")
+    if curve is None:
+        print("no curve.png: no training episode has ended yet")
+    if stats[0].frames is None:
+        print(f"no video: {job.env_name} has no picture to show")
+    else:
+        write_video(run_dir / "evaluation.mp4", stats[0].frames)
+    files = ", ".join(sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("events.")))
+    print(f"{run_dir}: {files}")
+
+
+def play(
+    job: JobConfig,
+    parts: Parts,
+    actor_params: list[Params],
+    num_episodes: int,
+    seed: int,
+    record: bool,
+    requests: StopRequests,
+) -> list[EpisodeStats]:
+    """Evaluates each seed's parameters on `num_episodes` episodes; pictures are of the first seed."""
+    evaluator = Evaluator(parts.agent, parts.environment, num_episodes, seed=seed)
+    stats, started = [], time.monotonic()
+    try:
+        with ProgressLine(num_episodes * len(actor_params), "evaluation episodes") as line:
+            for index, params in enumerate(actor_params):
+
+                def show(done: int, total: int, before: int = index * num_episodes) -> None:
+                    del total
+                    requests.check()
+                    line.update(before + done, (before + done) / (time.monotonic() - started))
+
+                stats.append(evaluator.run(params, record=record and index == 0, on_progress=show))
+    finally:
+        evaluator.close()
+    return stats
+
+
+def summarize(job: JobConfig, parts: Parts, counters: Counters, stats: list[EpisodeStats], hashes: list[str]) -> dict[str, Any]:
+    """The content of summary.json. With several seeds, counts and the evaluation are over all of them, and `params_sha256`
+    is a hash of their hashes.
+    """
+    means = [float(s.returns.mean()) for s in stats]
+    returns = np.concatenate([s.returns for s in stats])
+    timed = counters.timed_seconds > 0
+    steps, seconds = counters.num_agent_steps, counters.wall_seconds
+    summary: dict[str, Any] = {
+        "agent": job.agent_name,
+        "env": job.env_name,
+        "runtime": job.runtime,
+        "num_env_frames": steps * parts.environment.spec.frames_per_step,
+        "num_agent_steps": steps,
+        "num_updates": counters.num_updates,
+        "wall_seconds": seconds,
+        "agent_steps_per_second": counters.timed_steps / counters.timed_seconds if timed else steps / max(seconds, 1e-9),
+        "eval_return_mean": float(returns.mean()),
+        "eval_return_std": float(returns.std()),
+        "eval_episodes": len(returns),
+        "eval_length_mean": float(np.concatenate([s.lengths for s in stats]).mean()),
+        "params_sha256": hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+    }
+    if job.num_seeds > 1:
+        low, median, high = (float(q) for q in np.quantile(means, [0.25, 0.5, 0.75]))
+        summary |= {"eval_return_median": median, "eval_return_band": [low, high]}
+        summary["seeds"] = [
+            {"seed": job.seed + i, "eval_return_mean": m, "eval_return_std": float(s.returns.std()), "params_sha256": h}
+            for i, (m, s, h) in enumerate(zip(means, stats, hashes, strict=True))
+        ]
+    return summary
+
+
+def describe(job: JobConfig, stats: list[EpisodeStats]) -> list[str]:
+    """Lines for people."""
+    lines = []
+    for index, one in enumerate(stats):
+        seed = f"seed {job.seed + index}: " if len(stats) > 1 else ""
+        lines.append(
+            f"{seed}{len(one.returns)} evaluation episodes: return {one.returns.mean():.3f} "
+            f"(std {one.returns.std():.3f}), length {one.lengths.mean():.1f}"
+        )
+    if len(stats) > 1:
+        low, median, high = np.quantile([s.returns.mean() for s in stats], [0.25, 0.5, 0.75])
+        lines.append(f"over {len(stats)} seeds: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
+    return lines

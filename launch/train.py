@@ -1,0 +1,166 @@
+"""One run from start to end: train, save, evaluate, and leave a folder that a person can look at."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from podracer.checkpoint import Checkpoints
+from podracer.config import JobConfig
+from podracer.launch import job as jobs
+from podracer.launch import report
+from podracer.launch.loop import Call, Counters, updates
+from podracer.launch.signals import Stopped, StopRequests
+from podracer.metrics.log import MetricsLog
+from podracer.metrics.meter import Meter
+from podracer.metrics.progress import ProgressLine
+
+_SECONDS_PER_ROW = 1.0
+
+
+class Diverged(Exception):
+    """Parameters stopped being numbers. Its text is one line that says where the last good ones are."""
+
+
+@dataclasses.dataclass
+class Run:
+    """A job that is being executed, and where its results go.
+
+    resumed: the folder held the run before. requests: to stop; whoever made it installed it before the first import.
+    """
+
+    job: JobConfig
+    parts: jobs.Parts
+    run_dir: Path
+    resumed: bool
+    requests: StopRequests
+
+    def execute(self) -> int:
+        """Trains to the budget, evaluates, writes the folder.
+
+        Returns:
+          The exit code: 0 when done or after SIGTERM, 130 after Ctrl-C.
+
+        Raises:
+          ConfigError, Unsupported: what the user asked for cannot be; one line.
+          Diverged: parameters are not finite.
+        """
+        runtime = jobs.runtime_class(self.job.runtime)(self.parts.agent, self.parts.environment, self.parts.plan)
+        checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job))
+        try:
+            state, counters = self._start(runtime, checkpoints)
+            state, counters = self._train(runtime, state, counters, checkpoints)
+            params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
+            learned = [runtime.train_state(state, i).params for i in range(self.job.num_seeds)]
+            report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
+        except Stopped as stopped:
+            print(f"stopped by {stopped.name}: saved; --resume --run-dir {self.run_dir} goes on")
+            return stopped.exit_code
+        finally:
+            checkpoints.close()
+            runtime.close()
+        return 0
+
+    def _start(self, runtime: Any, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+        state, counters = runtime.init(), Counters(agent_steps=(0,) * self.job.num_seeds)
+        saved = checkpoints.restore(runtime.checkpoint(state)) if self.resumed else None
+        if saved is not None:
+            del state
+            state, counters = runtime.restore(saved.state), Counters.from_json(saved.counters)
+            print(f"resumed after update {counters.num_updates:,}, {counters.num_agent_steps:,} agent steps")
+            if not runtime.environment.pure:
+                print(
+                    f"{self.job.env_name} lives outside XLA: its episodes start anew, so this run is not bit for bit the same"
+                )
+        elif self.resumed:
+            print("no checkpoint was saved yet: starting from the beginning")
+        return state, counters
+
+    def _train(self, runtime: Any, state: Any, counters: Counters, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+        log = MetricsLog(self.run_dir, counters.num_updates)
+        recorder = Recorder(self.job, self.parts, log)
+        last_save = time.monotonic()
+        saved_at = counters.num_updates if self.resumed and counters.num_updates else -1
+
+        def save(wait: bool) -> None:
+            nonlocal last_save, saved_at
+            params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
+            checkpoints.save(counters.num_updates, runtime.checkpoint(state), params, counters.to_json(), wait=wait)
+            last_save, saved_at = time.monotonic(), counters.num_updates
+
+        try:
+            with ProgressLine(self.job.num_steps * self.job.num_seeds, "steps") as line:
+                if counters.agent_steps and min(counters.agent_steps) < self.job.num_steps:
+                    line.say("compiling ...")
+                calls = updates(runtime, state, counters, self.job.num_steps)
+                for state, counters, call in calls:  # noqa: B007 - `save` uses the state
+                    _check_finite(call, counters, self.job, saved_at)
+                    recorder.record(counters, call, line)
+                    if self.requests.pending:
+                        break
+                    if time.monotonic() - last_save >= self.job.checkpoint_seconds:
+                        save(wait=False)
+                recorder.flush(counters, line)
+            if saved_at != counters.num_updates:
+                save(wait=True)
+            checkpoints.wait()
+        finally:
+            log.close()
+        self.requests.check()
+        return state, counters
+
+
+class Recorder:
+    """Turns calls into rows and a progress line, about one row a second, more in the first seconds."""
+
+    def __init__(self, job: JobConfig, parts: jobs.Parts, log: MetricsLog):
+        self._frames_per_step, self._num_seeds = parts.environment.spec.frames_per_step, job.num_seeds
+        self._log, self._meter = log, Meter()
+        self._return = float("nan")
+
+    def record(self, counters: Counters, call: Call, line: ProgressLine) -> None:
+        """Adds a call."""
+        self._meter.add(call.metrics, call.num_updates, call.seconds)
+        if call.compiled:
+            line.say(f"first update after {call.seconds:.1f} s")
+        if call.compiled or self._meter.seconds >= min(_SECONDS_PER_ROW, 0.08 * counters.timed_seconds):
+            self.flush(counters, line)
+
+    def flush(self, counters: Counters, line: ProgressLine) -> None:
+        """Writes what has come together."""
+        if not self._meter.seconds:
+            return
+        row = self._meter.row()
+        self._meter = Meter()
+        row.pop("agent_steps")
+        self._log.write(
+            {
+                "num_updates": counters.num_updates,
+                "num_agent_steps": counters.num_agent_steps,
+                "num_env_frames": counters.num_agent_steps * self._frames_per_step,
+                "wall_seconds": counters.wall_seconds,
+                **row,
+            }
+        )
+        returns = np.asarray(row["episode_return"], np.float64).reshape(-1)
+        if np.any(np.isfinite(returns)):
+            self._return = float(np.nanmedian(returns))
+        detail = "" if np.isnan(self._return) else f"return {self._return:.2f}"
+        rate = counters.timed_steps / counters.timed_seconds if counters.timed_seconds else float("nan")
+        line.update(counters.num_agent_steps, rate, detail)
+
+
+def _check_finite(call: Call, counters: Counters, job: JobConfig, saved_at: int) -> None:
+    bad = ~(np.asarray(call.metrics["finite"]).astype(bool).reshape(-1))
+    for name in ("loss", "gradient_norm"):
+        if name in call.metrics:
+            bad = bad | ~np.isfinite(np.asarray(call.metrics[name]).reshape(-1))
+    if np.any(bad):
+        seed = job.seed + int(np.argmax(bad))
+        where = f"the last good checkpoint is update {saved_at}" if saved_at >= 0 else "no checkpoint was saved before"
+        raise Diverged(
+            f"parameters or loss are not finite by update {counters.num_updates} (seed {seed}): "
+            f"try a lower agent.learning_rate; {where}"
+        )

@@ -1,0 +1,232 @@
+"""Evaluation: the mean over a fixed quota of episodes of each environment.
+
+Taking the first N episodes that end, over all environments, would favour short ones. Here every environment plays its own
+share to the end, so no episode is chosen by its length.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import rng
+from podracer.agent import Agent
+from podracer.environment import Environment, Unsupported, VectorEnvironment
+from podracer.types import Array, Mode, Params, TimeStep
+
+_SECONDS_PER_CALL = 1.0
+_MAX_FRAMES = 6000
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeStats:
+    """returns: `[N]` float64, undiscounted; of the player who moves first where there are two. lengths: `[N]` int64, agent
+    steps. frames: `[F, H, W, 3]` uint8 of one of these episodes, or None where nothing was recorded or there is no picture.
+    """
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    frames: np.ndarray | None = None
+
+
+@chex.dataclass(frozen=True)
+class _Carry:
+    """total, sign, length, count: `[B]`, of the running episode; returns, lengths: `[B, quota]` of those that ended."""
+
+    env_state: Any
+    timestep: TimeStep
+    actor_state: Any
+    t: Any
+    total: Any
+    sign: Any
+    length: Any
+    count: Any
+    returns: Any
+    lengths: Any
+
+
+class Evaluator:
+    """Plays episodes; compiled once, for any number of parameters."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        environment: Environment,
+        num_episodes: int,
+        *,
+        seed: int = 0,
+        mode: Mode = Mode.EVALUATE,
+        num_envs: int = 32,
+        max_episode_steps: int = 50_000,
+    ):
+        """Args:
+          agent, environment: what plays, and where.
+          num_episodes: `N`.
+          seed: of all randomness; keys derive from it, the number of the environment and the step.
+          mode: how the agent acts.
+          num_envs: environments that play side by side; fewer where there are fewer episodes.
+          max_episode_steps: an episode that takes more agent steps is an error.
+
+        Raises:
+          ValueError: no episodes or no environments.
+        """
+        if num_episodes < 1 or num_envs < 1:
+            raise ValueError(f"evaluation needs at least one episode and one environment, not {num_episodes} and {num_envs}")
+        self.agent, self.name, self.mode = agent, environment.spec.name, mode
+        self.num_envs = min(num_envs, num_episodes)
+        self.max_episode_steps = max_episode_steps
+        self.quota = np.full(self.num_envs, num_episodes // self.num_envs)
+        self.quota[: num_episodes % self.num_envs] += 1
+        self.environment: VectorEnvironment = environment.vectorize(self.num_envs, seed)
+        key = rng.stream(jax.random.key(seed), "evaluate")
+        index = jnp.arange(self.num_envs)
+        self._keys = {name: rng.columns(rng.stream(key, name), index) for name in ("reset", "act", "environment")}
+        self._reset = jax.jit(self.environment.reset) if self.environment.pure else self.environment.reset
+        self._advance = jax.jit(self._advance_many)
+
+    def run(
+        self, params: Params, *, record: bool = False, on_progress: Callable[[int, int], None] | None = None
+    ) -> EpisodeStats:
+        """Plays the quota.
+
+        Args:
+          params: what `Agent.actor_params` returned.
+          record: also keep pictures of the first episode of the first environment.
+          on_progress: called about every second with the episodes that ended so far and their total.
+
+        Raises:
+          Unsupported: an episode that does not end.
+        """
+        env_state, timestep = self._reset(self._keys["reset"])
+        carry = self._start(env_state, timestep)
+        frames: list[np.ndarray] = []
+        if record:
+            carry = self._record(params, carry, frames)
+        total, calls, count = int(self.quota.sum()), 1, np.asarray(carry.count)
+        while np.any(count < self.quota):
+            started = time.perf_counter()
+            carry = self._advance(params, carry, calls)
+            count = np.asarray(carry.count)
+            seconds = time.perf_counter() - started
+            calls = int(np.clip(calls * _SECONDS_PER_CALL / max(seconds, 1e-6), 1, 8 * calls))
+            self._check_length(carry)
+            if on_progress is not None:
+                on_progress(int(np.minimum(count, self.quota).sum()), total)
+        mine = np.arange(self.quota.max()) < self.quota[:, None]
+        return EpisodeStats(
+            returns=np.asarray(carry.returns, np.float64)[mine],
+            lengths=np.asarray(carry.lengths, np.int64)[mine],
+            frames=np.stack(frames) if frames else None,
+        )
+
+    def close(self) -> None:
+        """Releases environments that live outside XLA."""
+        self.environment.close()
+
+    def _start(self, env_state: Any, timestep: TimeStep) -> _Carry:
+        size, longest = self.num_envs, int(self.quota.max())
+        return _Carry(
+            env_state=env_state,
+            timestep=timestep,
+            actor_state=self.agent.initial_actor_state(size),
+            t=jnp.int32(0),
+            total=jnp.zeros((size,), jnp.float32),
+            sign=jnp.ones((size,), jnp.float32),
+            length=jnp.zeros((size,), jnp.int32),
+            count=jnp.zeros((size,), jnp.int32),
+            returns=jnp.zeros((size, longest), jnp.float32),
+            lengths=jnp.zeros((size, longest), jnp.int32),
+        )
+
+    def _advance_many(self, params: Params, carry: _Carry, num_steps: Array) -> _Carry:
+        """`num_steps` steps of all environments, or fewer where the quota is full before."""
+        stop = carry.t + num_steps
+        quota = jnp.asarray(self.quota)
+
+        def unfinished(c: _Carry) -> Array:
+            return (c.t < stop) & jnp.any(c.count < quota)
+
+        return jax.lax.while_loop(unfinished, lambda c: self._step(params, c), carry)
+
+    def _step(self, params: Params, carry: _Carry) -> _Carry:
+        act_key, env_key = rng.at(self._keys["act"], carry.t), rng.at(self._keys["environment"], carry.t)
+        output, actor_state = self.agent.act(params, carry.actor_state, carry.timestep, act_key, self.mode)
+        env_state, timestep = self.environment.step(carry.env_state, output.action, env_key)
+        first = timestep.first()
+        total = jnp.where(first, 0.0, carry.total + carry.sign * timestep.reward)
+        length = jnp.where(first, 0, carry.length + 1)
+        # A negative discount hands the turn to the other player: later rewards count against the first.
+        sign = jnp.where(first, 1.0, carry.sign * jnp.where(timestep.discount < 0, -1.0, 1.0))
+        quota, rows = jnp.asarray(self.quota), jnp.arange(self.num_envs)
+        ended = timestep.last() & (carry.count < quota)
+        slot = jnp.where(ended, carry.count, quota.max())  # out of range: dropped
+        return _Carry(
+            env_state=env_state,
+            timestep=timestep,
+            actor_state=actor_state,
+            t=carry.t + 1,
+            total=total,
+            sign=sign,
+            length=length,
+            count=carry.count + ended,
+            returns=carry.returns.at[rows, slot].set(total, mode="drop"),
+            lengths=carry.lengths.at[rows, slot].set(length, mode="drop"),
+        )
+
+    def _record(self, params: Params, carry: _Carry, frames: list[np.ndarray]) -> _Carry:
+        """Plays step by step until the first environment's first episode ends, and keeps its pictures in `frames`."""
+        while int(carry.count[0]) == 0 and len(frames) < _MAX_FRAMES:
+            picture = _picture(self.environment, carry)
+            if picture is None:
+                return carry
+            frames.append(picture)
+            carry = self._advance(params, carry, 1)
+            self._check_length(carry)
+        picture = _picture(self.environment, carry)
+        if picture is not None:
+            frames.append(picture)
+        return carry
+
+    def _check_length(self, carry: _Carry) -> None:
+        unfinished = np.asarray(carry.count) < self.quota
+        longest = int(np.asarray(carry.length)[unfinished].max(initial=0))
+        if longest > self.max_episode_steps:
+            raise Unsupported(
+                f"an evaluation episode of {self.name} did not end within {self.max_episode_steps:,} steps: "
+                "give the environment a time limit"
+            )
+
+
+def evaluate(
+    agent: Agent,
+    environment: Environment,
+    params: Params,
+    num_episodes: int,
+    seed: int = 0,
+    mode: Mode = Mode.EVALUATE,
+    num_envs: int = 32,
+    record: bool = False,
+) -> EpisodeStats:
+    """Plays `num_episodes` episodes once. See `Evaluator`, which this makes, runs and closes."""
+    evaluator = Evaluator(agent, environment, num_episodes, seed=seed, mode=mode, num_envs=num_envs)
+    try:
+        return evaluator.run(params, record=record)
+    finally:
+        evaluator.close()
+
+
+def _picture(environment: VectorEnvironment, carry: _Carry) -> np.ndarray | None:
+    """The first environment as `[H, W, 3]` uint8: its own rendering, else what the agent sees, if that is an image."""
+    picture = environment.render(carry.env_state)
+    if picture is not None:
+        return np.asarray(picture, np.uint8)
+    for leaf in jax.tree.leaves(carry.timestep.observation):
+        if leaf.ndim == 4 and leaf.dtype == jnp.uint8:
+            image = np.asarray(leaf[0])
+            return image if image.shape[-1] == 3 else np.repeat(image[..., -1:], 3, axis=-1)
+    return None
