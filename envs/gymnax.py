@@ -78,18 +78,16 @@ class Gymnax(JaxEnvironment):
         self.spec = EnvironmentSpec(
             name=f"gymnax/{task}", observation=self._observation_spec(space), action=_action_spec(action)
         )
-        # gymnax starts counters as Python numbers; a loop needs the types that a step returns.
-        self._state_types = jax.eval_shape(self._step_env, *self._example(action))[1]
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
         observation, state = self._env.reset_env(key, self._params)
-        return self._cast(state), types.restart(self._observe(observation))
+        return state, types.restart(self._observe(observation))
 
     def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
-        observation, state, reward, terminated, _ = self._step_env(state, action, key)
+        observation, state, reward, terminated, _ = self._env.step_env(key, state, action, self._params)
         truncated = self._env.is_truncated(state, self._params)
         timestep = types.transition(reward, self._observe(observation), terminated=terminated, truncated=truncated)
-        return self._cast(state), timestep
+        return state, timestep
 
     def render(self, state: Any) -> Array | None:
         """CartPole as a drawing, tasks with images as coloured channels; None for the rest."""
@@ -99,12 +97,6 @@ class Gymnax(JaxEnvironment):
             return None
         image = self._env.observe(jax.random.key(0), state, None, self._params)
         return drawing.paint(image > 0, drawing.rainbow(image.shape[-1]))
-
-    def _step_env(self, state: Any, action: Array, key: Key) -> tuple[Any, ...]:
-        return self._env.step_env(key, state, action, self._params)
-
-    def _cast(self, state: Any) -> Any:
-        return jax.tree.map(lambda x, like: jax.lax.convert_element_type(x, like.dtype), state, self._state_types)
 
     def _observe(self, observation: Any) -> Array:
         if self._num_states:
@@ -119,12 +111,6 @@ class Gymnax(JaxEnvironment):
         if self._image:
             return specs.BoundedArray(space.shape, np.uint8, 0, 255, name="image")
         return specs.Array(space.shape, np.float32, name="observation")  # the bounds that gymnax states are not always kept
-
-    def _example(self, action_space: Any) -> tuple[Any, Any, Any]:
-        key = jax.random.key(0)
-        state = jax.eval_shape(self._env.reset_env, key, self._params)[1]
-        dtype = jnp.int32 if hasattr(action_space, "n") else jnp.float32
-        return state, jax.ShapeDtypeStruct(action_space.shape, dtype), key
 
 
 def _action_spec(space: Any) -> specs.Array:

@@ -101,15 +101,15 @@ class AutoReset(VectorEnvironment):
         self.spec = environment.spec
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
-        state, timestep = jax.vmap(self.environment.reset)(key)
+        state, timestep = _strong(jax.vmap(self.environment.reset)(key))
         return _AutoResetState(inner=state, last=timestep.last()), timestep
 
     def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
-        inner, timestep = jax.vmap(self.environment.step)(state.inner, action, key)
+        inner, timestep = _strong(jax.vmap(self.environment.step)(state.inner, action, key))
 
         def reset_finished(operand: Any) -> Any:
             fresh = jax.vmap(self.environment.reset)(key)
-            return jax.tree.map(lambda new, old: _where(state.last, new, old), fresh, operand)
+            return jax.tree.map(lambda new, old: _where(state.last, new, old), _strong(fresh), operand)
 
         inner, timestep = jax.lax.cond(jnp.any(state.last), reset_finished, lambda operand: operand, (inner, timestep))
         return _AutoResetState(inner=inner, last=timestep.last()), timestep
@@ -117,6 +117,11 @@ class AutoReset(VectorEnvironment):
     def render(self, state: Any) -> np.ndarray | None:
         frame = jax.jit(lambda s: self.environment.render(jax.tree.map(lambda x: x[0], s.inner)))(state)
         return None if frame is None else np.asarray(frame)
+
+
+def _strong(tree: Any) -> Any:
+    """`tree` without weak types, which Python numbers leave behind: a program compiled for a step would not fit a reset."""
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
 
 
 def _where(mask: Array, new: Any, old: Any) -> Any:
