@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from podracer.agent import Agent, DataSpec
-from podracer.agents.muesli.config import PRESETS, Config
+from podracer.agents.muesli.config import PRESETS
+from podracer.agents.muesli.config import Config as MuesliConfig
 from podracer.agents.muesli.losses import muesli_loss
 from podracer.agents.muesli.networks import Networks
 from podracer.agents.muesli.policy import make_policy
@@ -32,12 +33,12 @@ from podracer.types import (
 )
 
 
-class Muesli(Agent[Config]):
+class Muesli(Agent[MuesliConfig]):
     """Policy optimisation with a learned model and without search. Hessel et al. 2021, https://arxiv.org/abs/2104.06159."""
 
-    Config = Config
+    Config = MuesliConfig
 
-    def __init__(self, spec: EnvironmentSpec, config: Config):
+    def __init__(self, spec: EnvironmentSpec, config: MuesliConfig):
         super().__init__(spec, config)
         self._policy = make_policy(spec, config)
         self._bins = Bins(config.bins)
@@ -105,7 +106,7 @@ class Muesli(Agent[Config]):
 
 
 @functools.cache
-def _optimizer(config: Config) -> optax.GradientTransformation:
+def _optimizer(config: MuesliConfig) -> optax.GradientTransformation:
     """AdamW whose update is clipped coordinate by coordinate before it is scaled (Hessel et al. 2021, appendix F)."""
     rate = config.learning_rate
     schedule = optax.linear_schedule(rate, 0.0, config.decay_updates) if config.decay_updates else rate

@@ -131,7 +131,7 @@ class Discrete(Policy):
 
     def prior_log_prob(self, target: Array, behaviour: Array, observation: Any, action: Array) -> Array:
         taken = jnp.sum(self.prior(target, behaviour, observation) * self.encode(action), axis=-1)
-        return jnp.log(jnp.maximum(taken, 1e-38))
+        return jnp.log(jnp.maximum(taken, 1e-30))
 
     def candidates(self, target: Array, behaviour: Array, observation: Any, key: Key) -> Candidates:
         prior = self.prior(target, behaviour, observation)
@@ -147,7 +147,7 @@ class Discrete(Policy):
         """How often each action comes among `num_samples` draws from `prior` `[T, B, A]`; the prior itself for 0."""
         if not num_samples:
             return prior
-        logits = jnp.log(jnp.maximum(prior, 1e-38))
+        logits = jnp.log(jnp.maximum(prior, 1e-30))
 
         def draw(column: Array, column_key: Key) -> Array:
             samples = jax.random.categorical(column_key, column, shape=(num_samples, column.shape[0]))
@@ -159,7 +159,7 @@ class Discrete(Policy):
         config, frequencies = self._config, candidates.kl_weights
         if not config.num_kl_samples:
             policy = cmpo.cmpo_policy(frequencies, advantages, config.cmpo_clip)
-            return PolicyTarget(policy, (), -jnp.sum(policy * jnp.log(jnp.maximum(policy, 1e-38)), axis=-1))
+            return PolicyTarget(policy, (), -jnp.sum(policy * jnp.log(jnp.maximum(policy, 1e-30)), axis=-1))
         # Samples of one action share its advantage, so the sum over samples is one over actions with their counts.
         weights = frequencies * cmpo.sampled_cmpo_weights(
             advantages, config.cmpo_clip, config.z_init, counts=frequencies * config.num_kl_samples

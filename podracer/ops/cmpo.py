@@ -24,7 +24,7 @@ def cmpo_policy(prior: Array, advantages: Array, clip: float | None = 1.0) -> Ar
       `[..., A]` float32 probabilities. No gradients flow.
     """
     chex.assert_equal_shape([prior, advantages])
-    logits = jnp.where(prior > 0, jnp.log(jnp.maximum(prior, 1e-38)) + clip_advantages(advantages, clip), -jnp.inf)
+    logits = jnp.where(prior > 0, jnp.log(jnp.maximum(prior, 1e-30)) + clip_advantages(advantages, clip), -jnp.inf)
     return jax.lax.stop_gradient(jax.nn.softmax(logits, axis=-1))
 
 
@@ -60,7 +60,7 @@ def sampled_cmpo_weights(
     others = jnp.sum(counts * weights, axis=-1, keepdims=True) - jnp.where(counts > 0, weights, 0.0)
     num_samples = jnp.sum(counts, axis=-1, keepdims=True)
     leave_one_out = (z_init * jnp.exp(-shift) + others) / num_samples
-    return jax.lax.stop_gradient(weights / jnp.maximum(leave_one_out, 1e-38))
+    return jax.lax.stop_gradient(weights / jnp.maximum(leave_one_out, 1e-30))
 
 
 def clip_advantages(advantages: Array, clip: float | None) -> Array:
