@@ -1,0 +1,268 @@
+"""`atari/<game>`: the Arcade Learning Environment itself, stepped inside an XLA program on a CPU host.
+
+The emulator runs in envpool's thread pool, which XLA calls from within jit and `lax.scan`. envpool was taken over ale-py's
+own vector environment because it also hands out the RAM and a picture in colour, and marks a game that ends exactly at
+the time limit. `pool_options` turns a `Config` into envpool's arguments and serves any host that steps the ALE itself.
+
+Defaults are the protocol of the Muesli paper (Hessel et al. 2021, appendix): sticky actions with probability 0.25, all 18
+actions, no signal for lost lives, at most 108,000 frames an episode, no random no-ops, frame skip 4 with the brighter of the
+last two frames, and 4 grey images of 84x84 pixels. Rewards are not clipped.
+
+What of it is particular to envpool: an episode starts after one idle frame even with `noop_max=0`; the last image of a game
+that ends within an agent step is not pooled.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dm_env import specs
+
+from podracer import types
+from podracer.environment import Environment, Unsupported, VectorEnvironment
+from podracer.registry import Suite
+from podracer.types import Array, EnvironmentSpec, Key, TimeStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options of `atari/<game>`.
+
+    observation: `pixels`, `[image_height, image_width, stack]` uint8, newest image last (3 channels an image with grey=False);
+      `ram`, `[128]` uint8; or `objects` (Pong only), `[9]` float32, as in `atari_jax/pong`.
+    repeat_action_probability: on each frame, the chance that the previous frame's action is used once more (sticky actions).
+    full_action_space: all 18 actions, or those that the game uses.
+    frame_skip: frames of an agent step. Pixels are the brighter of its last two frames.
+    stack: images in an observation.
+    episodic_life: a lost life ends the episode (discount 0), and the next one goes on with the game.
+    noop_max: an episode starts after 1 to `noop_max` idle frames, at random (1 for 0).
+    fire_reset: press FIRE once after a reset, in games that have it.
+    grey: grey images, not red, green and blue.
+    image_height, image_width: size of the image.
+    max_frames: time limit of a game in frames.
+    num_threads: threads of the emulator; 0 is one per core.
+    """
+
+    observation: Literal["pixels", "ram", "objects"] = "pixels"
+    repeat_action_probability: float = 0.25
+    full_action_space: bool = True
+    frame_skip: int = 4
+    stack: int = 4
+    episodic_life: bool = False
+    noop_max: int = 0
+    fire_reset: bool = False
+    grey: bool = True
+    image_height: int = 84
+    image_width: int = 84
+    max_frames: int = 108_000
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat_action_probability <= 1:
+            raise ValueError(f"repeat_action_probability must be within 0..1, not {self.repeat_action_probability}")
+        if min(self.frame_skip, self.stack, self.image_height, self.image_width) < 1:
+            raise ValueError("frame_skip, stack and the image's size must be at least 1")
+        if self.noop_max < 0 or self.num_threads < 0:
+            raise ValueError("noop_max and num_threads must be at least 0")
+        if self.max_frames < self.frame_skip:
+            raise ValueError(f"max_frames must be at least frame_skip, which is {self.frame_skip}")
+
+
+def tasks() -> Sequence[str]:
+    """Games whose ROM is installed, sorted. Imports nothing."""
+    override = os.environ.get("ENVPOOL_ASSETS_PATH")
+    package = importlib.util.find_spec("envpool_assets")
+    root = override or (str(Path(package.origin).parent) if package and package.origin else "")
+    return tuple(sorted(path.stem for path in Path(root, "atari", "roms").glob("*.bin"))) if root else ()
+
+
+def pool_options(config: Config, num_envs: int, seed: int) -> dict[str, Any]:
+    """Keyword arguments of `envpool.make` for `num_envs` games. `seed` is any integer; it is folded into 31 bits."""
+    pixels = config.observation == "pixels"
+    return {
+        "env_type": "gymnasium",
+        "num_envs": num_envs,
+        "seed": seed % 2**31,
+        "num_threads": config.num_threads,
+        "max_episode_steps": config.max_frames // config.frame_skip,
+        "stack_num": config.stack if pixels else 1,
+        "frame_skip": config.frame_skip,
+        "noop_max": max(config.noop_max, 1),
+        "use_fire_reset": config.fire_reset,
+        "episodic_life": config.episodic_life,
+        "reward_clip": False,
+        "img_height": config.image_height if pixels else 8,  # nobody looks at it: make it cheap
+        "img_width": config.image_width if pixels else 8,
+        "full_action_space": config.full_action_space,
+        "repeat_action_probability": config.repeat_action_probability,
+        "gray_scale": config.grey,
+        "render_mode": "rgb_array",
+    }
+
+
+class Atari(Environment):
+    """One game of the ALE. Raises Unsupported for `objects` of a game other than Pong."""
+
+    def __init__(self, game: str, config: Config):
+        if config.observation == "objects" and game != "pong":
+            raise Unsupported(f"atari/{game} has no observation=objects, only atari/pong has; use pixels or ram")
+        self.game, self.config = game, config
+        self.spec = EnvironmentSpec(
+            name=f"atari/{game}",
+            observation=_observation_spec(config),
+            action=specs.DiscreteArray(18 if config.full_action_space else _num_minimal_actions(self.env_id), name="action"),
+            frames_per_step=config.frame_skip,
+        )
+
+    @property
+    def env_id(self) -> str:
+        """The game's name in envpool."""
+        return "".join(word.capitalize() for word in self.game.split("_")) + "-v5"
+
+    def vectorize(self, num_envs: int, seed: int = 0) -> "AtariVector":
+        """`num_envs` games in one pool. The stream of a pool is a function of `seed` and the actions alone.
+
+        Raises:
+          Unsupported: JAX's default backend is not the CPU.
+        """
+        backend = jax.default_backend()
+        if backend != "cpu":
+            raise Unsupported(
+                f"{self.spec.name} cannot run inside a program on the {backend}: use atari_jax/pong, "
+                "or the Sebulba runtime, which steps the ALE on the host"
+            )
+        return AtariVector(self, num_envs, seed)
+
+
+@chex.dataclass(frozen=True)
+class _State:
+    """handle: `[8]` uint8, stands for the pool and orders its calls. last: `[B]` bool, the next step is a reset.
+    lives: `[B]` int32. ram: `[B, 128]` uint8, or empty where no observation needs it."""
+
+    handle: Array
+    last: Array
+    lives: Array
+    ram: Array | tuple[()]
+
+
+class AtariVector(VectorEnvironment):
+    """A pool of games. Its state lives in the emulators: `step` must see the states in the order in which they came.
+
+    On one device and for one seed: under `vmap`, or for another batch than the pool's, `step` raises Unsupported.
+    """
+
+    pure = False
+
+    def __init__(self, environment: Atari, num_envs: int, seed: int):
+        import envpool
+
+        self.spec, self.config = environment.spec, environment.config
+        self.num_envs = num_envs
+        self._pool = envpool.make(environment.env_id, **pool_options(self.config, num_envs, seed))
+        self._handle, _, _, pool_step = self._pool.xla()
+        self._step = jax.custom_batching.custom_vmap(pool_step)
+        self._step.def_vmap(self._refuse_vmap)
+
+    def reset(self, key: Key) -> tuple[_State, TimeStep]:
+        """Starts all games. Call it outside of jit, and not while a program that steps this pool is running.
+
+        `key` `[B]` only gives the batch; randomness comes from the seed of `vectorize`, and goes on where it was.
+        """
+        if isinstance(key, jax.core.Tracer):
+            raise Unsupported(f"{self.spec.name} starts its games on the host: call reset outside of jit")
+        self._check_batch(key.shape)
+        pixels, info = self._pool.reset()
+        ram = jnp.asarray(info["ram"]) if self.config.observation == "objects" else ()
+        state = _State(
+            handle=jnp.asarray(self._handle),
+            last=jnp.zeros(self.num_envs, bool),
+            lives=jnp.asarray(info["lives"], jnp.int32),
+            ram=ram,
+        )
+        observation = self._observation(jnp.asarray(pixels), jnp.asarray(info["ram"]), jnp.asarray(info["ram"]))
+        return state, jax.vmap(types.restart)(observation)
+
+    def step(self, state: _State, action: Array, key: Key) -> tuple[_State, TimeStep]:
+        del key  # the emulators have their own randomness
+        self._check_batch(action.shape)
+        handle, (pixels, reward, _, truncated, info) = self._step(state.handle, action.astype(jnp.int32))
+        is_first = state.last
+        lost_life = (info["lives"] < state.lives) & (info["lives"] > 0) & self.config.episodic_life
+        over = (info["terminated"] != 0) | lost_life
+        timestep = types.transition(
+            reward=jnp.where(is_first, 0.0, reward),
+            observation=self._observation(pixels, info["ram"], _where(is_first, info["ram"], state.ram)),
+            terminated=over & ~is_first,
+            truncated=truncated & ~is_first,
+        )
+        timestep = timestep.replace(step_type=jnp.where(is_first, types.FIRST, timestep.step_type))
+        ram = info["ram"] if self.config.observation == "objects" else ()
+        return _State(handle=handle, last=timestep.last(), lives=info["lives"], ram=ram), timestep
+
+    def render(self, state: _State) -> np.ndarray:
+        """The newest frame of the first game in colour, `[210, 160, 3]` uint8. Waits until `state` is computed."""
+        jax.block_until_ready(state)
+        return np.asarray(self._pool.render(env_ids=[0])[0])
+
+    def close(self) -> None:
+        """Nothing to release by hand: the emulators go when the last program that steps them goes."""
+
+    def _check_batch(self, shape: tuple[int, ...]) -> None:
+        if shape != (self.num_envs,):
+            raise Unsupported(
+                f"{self.spec.name} steps its {self.num_envs} games together, not {shape}: run it with one device and one seed"
+            )
+
+    def _refuse_vmap(self, *_: Any) -> Any:
+        raise Unsupported(f"{self.spec.name} cannot be vmapped: run it with one seed, or use atari_jax/pong")
+
+    def _observation(self, pixels: Array, ram: Array, ram_tm1: Array) -> Array:
+        if self.config.observation == "ram":
+            return ram
+        if self.config.observation == "objects":
+            from podracer.envs.atari_jax import objects
+
+            return objects.from_ram(ram, ram_tm1, self.config.frame_skip)
+        return jnp.moveaxis(pixels, 1, -1)
+
+
+def _where(mask: Array, new: Array, old: Array | tuple[()]) -> Array:
+    return new if isinstance(old, tuple) else jnp.where(mask[:, None], new, old)
+
+
+def _observation_spec(config: Config) -> specs.Array:
+    if config.observation == "objects":
+        from podracer.envs.atari_jax import objects
+
+        return specs.Array((objects.NUM_FEATURES,), "float32", name="objects")
+    if config.observation == "ram":
+        return specs.BoundedArray((128,), "uint8", 0, 255, name="ram")
+    channels = config.stack * (1 if config.grey else 3)
+    return specs.BoundedArray((config.image_height, config.image_width, channels), "uint8", 0, 255, name="pixels")
+
+
+def _num_minimal_actions(env_id: str) -> int:
+    import envpool
+
+    return int(envpool.make_spec(env_id, full_action_space=False).action_space.n)
+
+
+def _make(task: str, config: Config) -> Atari:
+    return Atari(task, config)
+
+
+SUITE = Suite(
+    make=_make,
+    tasks=tasks,
+    config=Config,
+    summary="the Arcade Learning Environment (104 games), on a CPU host",
+    package="envpool",
+    default_task="pong",
+)
