@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from podracer.config import Preset
+from podracer.ops import columns
 from podracer.types import (
     ActorOutput,
     ActorState,
@@ -38,11 +39,14 @@ class DataSpec:
     unroll_length: `T`, agent steps of one unroll.
     replay_share: share of a learning batch that comes from replay, in [0, 1). The online rest is never dropped.
     replay_capacity: unrolls that replay holds, over all environments.
+    microbatch: columns for which a device computes a gradient at a time, 0 for all of its batch. The gradient is the same up
+      to rounding; smaller ones need less memory, and on a CPU one that fits its caches is faster.
     """
 
     unroll_length: int
     replay_share: float = 0.0
     replay_capacity: int = 0
+    microbatch: int = 0
 
 
 class Agent(abc.ABC, Generic[ConfigT]):
@@ -125,8 +129,11 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return train_state.params
 
     def data_spec(self) -> DataSpec:
-        """Unroll length and replay. The default reads `config.unroll_length`."""
-        return DataSpec(unroll_length=self.config.unroll_length)  # type: ignore[attr-defined]
+        """What to learn from. The default is online data, of the config's `unroll_length` and, if it has one, `microbatch`."""
+        return DataSpec(
+            unroll_length=self.config.unroll_length,  # type: ignore[attr-defined]
+            microbatch=getattr(self.config, "microbatch", 0),
+        )
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer of the default `update`."""
@@ -155,7 +162,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """
         train_state, trajectory = self.relabel(train_state, trajectory, key, axis_name)
         trajectory = jax.lax.stop_gradient(trajectory)
-        grads, metrics = jax.grad(self.loss, has_aux=True)(train_state.params, train_state, trajectory, key)
+        grads, metrics = self.gradients(train_state, trajectory, key)
         grads = jax.lax.pmean(grads, axis_name)
         updates, opt_state = self.optimizer().update(grads, train_state.opt_state, train_state.params)
         params = optax.apply_updates(train_state.params, updates)
@@ -166,3 +173,20 @@ class Agent(abc.ABC, Generic[ConfigT]):
             num_updates=train_state.num_updates + 1,
         )
         return train_state, {**metrics, "gradient_norm": optax.global_norm(grads)}
+
+    def gradients(self, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Params, Metrics]:
+        """Gradient of `loss` and metrics, means over this device's batch, a microbatch at a time."""
+        grad = jax.grad(self.loss, has_aux=True)
+        num = key.shape[0] // (self.data_spec().microbatch or key.shape[0])
+        if num == 1:
+            return grad(train_state.params, train_state, trajectory, key)
+
+        def accumulate(total: Any, part: tuple[Trajectory, Key]) -> tuple[Any, None]:
+            result = grad(train_state.params, train_state, *part)
+            return jax.tree.map(jnp.add, total, result), None
+
+        parts = (columns.split(trajectory, num), key.reshape(num, -1))
+        shapes = jax.eval_shape(grad, train_state.params, train_state, *jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(accumulate, zeros, parts)
+        return jax.tree.map(lambda x: x / num, total)

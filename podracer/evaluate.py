@@ -7,9 +7,8 @@ share to the end, so no episode is chosen by its length.
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +33,7 @@ class EpisodeStats:
     frames: np.ndarray | None = None
 
 
-@chex.dataclass(frozen=True)
-class _Carry:
+class _Carry(NamedTuple):
     """total, sign, length, count: `[B]`, of the running episode; returns, lengths: `[B, quota]` of those that ended."""
 
     env_state: Any

@@ -1,6 +1,7 @@
 """Plan: everything that follows from a JobConfig, worked out and checked before anything runs."""
 
 import dataclasses
+import math
 
 from podracer.agent import Agent
 from podracer.config import ConfigError, JobConfig
@@ -71,6 +72,12 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         raise ConfigError(
             f"replay of {data.replay_capacity} unrolls is less than one for each of {num_envs} environments: "
             f"set agent.replay_capacity to {num_envs} or more"
+        )
+    device_batch = num_envs // num_devices * (1 + replay_per_env)
+    if data.microbatch < 0 or (data.microbatch and device_batch % data.microbatch):
+        raise ConfigError(
+            f"microbatch={data.microbatch} does not divide the {device_batch} sequences of a device's learning batch: "
+            f"try {math.gcd(data.microbatch, device_batch)}"
         )
     steps_per_update = data.unroll_length * num_envs
     num_updates = -(-job.num_steps // steps_per_update)

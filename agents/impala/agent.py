@@ -39,6 +39,10 @@ class Impala(Agent[Config]):
         super().__init__(spec, config)
         self._net = hk.without_apply_rng(hk.transform(self._forward))
         self._num_actions = spec.num_actions
+        if config.separate_value and config.core.kind != "none":
+            raise ValueError(
+                "separate_value is for feed-forward agents: set agent.core.kind=none, or agent.separate_value=false"
+            )
 
     @classmethod
     def presets(cls) -> Mapping[str, Preset]:
@@ -49,7 +53,9 @@ class Impala(Agent[Config]):
         embed = hk.BatchApply(torso.make_torso(self.spec, self.config.torso))
         core = recurrent.make_core(self.config.core)
         features, state = recurrent.unroll(core, embed(timestep.observation), timestep.first(), state)
-        logits = torso.mask_logits(hk.Linear(self.spec.num_actions, name="policy")(features), timestep.observation)
+        logits = torso.mask_logits(hk.Linear(self._num_actions, name="policy")(features), timestep.observation)
+        if self.config.separate_value:
+            features = hk.BatchApply(torso.make_torso(self.spec, self.config.torso))(timestep.observation)
         return (logits, jnp.squeeze(hk.Linear(1, name="value")(features), -1)), state
 
     def init(self, key: Key) -> TrainState:

@@ -11,14 +11,16 @@ from podracer.nets.torso import TorsoConfig
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """unroll_length: agent steps. discount: the agent's own. trace_decay: lambda of V-trace.
+    """unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own.
 
-    value_cost, entropy_cost: weights beside a policy loss of weight 1. loss_scale: of the whole; the paper sums over time
-    and batch where we take the mean. max_abs_reward: rewards are clipped to it while learning. decay_updates: updates over
-    which the learning rate falls linearly to 0; 0 keeps it. greedy_evaluation: evaluate with the most likely action.
+    trace_decay: lambda of V-trace. value_cost, entropy_cost: weights beside a policy loss of weight 1. loss_scale: of the
+    whole; the paper sums over time and batch where we take the mean. max_abs_reward: rewards are clipped to it while
+    learning. decay_updates: updates over which the learning rate falls linearly to 0; 0 keeps it. greedy_evaluation: evaluate
+    with the most likely action. separate_value: the value has a torso of its own (feed-forward agents).
     """
 
     unroll_length: int = 20
+    microbatch: int = 0
     discount: float = 0.99
     trace_decay: float = 1.0
     value_cost: float = 0.5
@@ -31,6 +33,7 @@ class Config:
     decay_updates: int = 0
     max_gradient_norm: float = 1.0
     greedy_evaluation: bool = False
+    separate_value: bool = False
     torso: TorsoConfig = TorsoConfig()
     core: CoreConfig = CoreConfig()
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from podracer import rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
+from podracer.ops import columns
 from podracer.plan import Plan
 from podracer.stores import ring
 from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, TrainState, Trajectory
@@ -174,7 +175,7 @@ class Anakin:
             num_updates=jnp.int32(0),
         )
         if self.plan.replay_per_env:
-            trajectory = jax.eval_shape(lambda s: _batch_major(self._collect(s)[1]), state)
+            trajectory = jax.eval_shape(lambda s: columns.batch_major(self._collect(s)[1]), state)
             state = state.replace(replay=ring.init(trajectory, self.plan.replay_length))
         return state
 
@@ -243,15 +244,10 @@ class Anakin:
     def _mix(self, state: AnakinState, online: Trajectory, key: Key) -> tuple[ring.Ring, Trajectory, Key]:
         """Stores the online unrolls and appends replayed ones to them as further columns of the batch."""
         num = self.plan.replay_per_env
-        replay = ring.insert(state.replay, _batch_major(online))
+        replay = ring.insert(state.replay, columns.batch_major(online))
         draw = rng.columns(rng.stream(self._update_key(state), "replay"), state.env_index)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ring.sample(replay, draw, num))
-        replayed = _time_major(flat)
-        trajectory = Trajectory(
-            timestep=_append(online.timestep, replayed.timestep, axis=1),
-            actor_output=_append(online.actor_output, replayed.actor_output, axis=1),
-            actor_state=_append(online.actor_state, replayed.actor_state, axis=0),
-        )
+        trajectory = columns.concatenate(online, columns.batch_major(flat))
         more = jax.vmap(lambda k: rng.columns(k, 1 + jnp.arange(num)))(key).reshape(-1)
         return replay, trajectory, jnp.concatenate([key, more])
 
@@ -290,21 +286,3 @@ def _count(episode: EpisodeTotals, timestep: TimeStep) -> tuple[EpisodeTotals, d
     }
     kept = EpisodeTotals(episode_return=jnp.where(last, 0.0, episode_return), episode_length=jnp.where(last, 0, episode_length))
     return kept, finished
-
-
-def _batch_major(trajectory: Trajectory) -> Trajectory:
-    """`[T, B, ...]` to `[B, T, ...]`; the actor state is `[B, ...]` already."""
-    return trajectory.replace(
-        timestep=jax.tree.map(_swap, trajectory.timestep), actor_output=jax.tree.map(_swap, trajectory.actor_output)
-    )
-
-
-_time_major = _batch_major
-
-
-def _swap(x: Array) -> Array:
-    return jnp.swapaxes(x, 0, 1)
-
-
-def _append(first: Any, second: Any, axis: int) -> Any:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=axis), first, second)

@@ -177,6 +177,16 @@ def test_the_gradient_is_the_mean_of_single_environment_gradients(single):
     assert_trees_close(whole, mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("agent", [Impala, WithReplay])
+def test_microbatches_give_the_gradient_of_the_whole_batch(agent):
+    class Micro(agent):
+        def data_spec(self):
+            return dataclasses.replace(super().data_spec(), microbatch=8)
+
+    overrides = {"agent.core.kind": "gru"}
+    assert_trees_close(params_after(build(agent, overrides), 5), params_after(build(Micro, overrides), 5), atol=1e-5)
+
+
 def test_replayed_columns_are_past_unrolls_of_the_same_environment():
     runtime = build(WithReplay)
     state = runtime.init()
