@@ -142,9 +142,12 @@ def _walled(size: int) -> np.ndarray:
 
 def _draw_cells(key: Key, allowed: Array, count: int) -> Array:
     """`count` different cells `[count, 2]` int32, uniformly among those `allowed` `[H, W]`."""
-    score = jax.random.uniform(key, allowed.shape) + allowed
-    flat = jax.lax.top_k(score.reshape(-1), count)[1]
-    return jnp.stack(jnp.divmod(flat, allowed.shape[1]), axis=-1).astype(jnp.int32)
+    score = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0).reshape(-1)
+    chosen = []
+    for _ in range(count):
+        chosen.append(jnp.argmax(score))
+        score = score.at[chosen[-1]].set(-1.0)
+    return jnp.stack(jnp.divmod(jnp.stack(chosen), allowed.shape[1]), axis=-1).astype(jnp.int32)
 
 
 def _start_and_goal(key: Key, cells: Array) -> GridState:
