@@ -56,5 +56,15 @@ def presets() -> Mapping[str, Preset]:
     }
     return {
         "catch": Preset(num_steps=400_000, overrides={"agent.unroll_length": 10, "anakin.num_envs": 64}),
+        "gymnax/CartPole-v1": Preset(
+            num_steps=1_500_000,
+            overrides={
+                "agent.learning_rate": 2e-3,
+                "agent.decay_updates": 2344,
+                "agent.max_gradient_norm": 10.0,
+                "agent.trace_decay": 0.95,
+                "anakin.num_envs": 32,
+            },
+        ),
         "paper_atari": Preset(num_steps=50_000_000, overrides=paper),
     }
