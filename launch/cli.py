@@ -139,23 +139,30 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         if not resume and (run_dir / "config.json").exists():
             raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
         parts = jobs.build(job)
-        print("\n".join(jobs.outline(job, parts, preset, verbose=dry_run)))
+        if not dry_run:
+            _write_job(run_dir, job, preset)
+        print("\n".join(jobs.outline(job, parts, preset, verbose=dry_run)), flush=True)
         if dry_run:
             return
+        print(f"run folder {run_dir}", flush=True)
         from podracer.launch.train import Diverged, Run
 
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--run-dir {run_dir}: {error.strerror}") from error
-        jobs.save_job(run_dir, job, preset)
-        print(f"run folder {run_dir}", flush=True)
         try:
             code = Run(job, parts, run_dir, resume, requests).execute()
         except Diverged as error:
             _complain(str(error))
             code = 1
     sys.exit(code)
+
+
+def _write_job(run_dir: Path, job: Any, preset: str) -> None:
+    from podracer.launch.job import save_job
+
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        save_job(run_dir, job, preset)
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir}: {error.strerror}") from error
 
 
 @cli.command()

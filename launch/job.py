@@ -194,7 +194,7 @@ def _apply_flags(job: JobConfig, request: Request) -> JobConfig:
         if key in NOT_SETTINGS:
             raise ConfigError(f"--set {key}: use {NOT_SETTINGS[key]}")
     job = override(job, settings)
-    flags = {
+    flags: dict[str, Any] = {
         "num_steps": request.steps,
         "seed": request.seed,
         "num_seeds": request.seeds,

@@ -66,7 +66,8 @@ def updates(
     so a call of `ceil(left / steps_per_update)` updates cannot pass the first update that reaches the budget.
 
     Args:
-      runtime: has `run` and `plan`. Its plan's `updates_per_call` fixes the size of calls; 0 aims at a second each, less at first.
+      runtime: has `run` and `plan`. Its plan's `updates_per_call` fixes the size of calls; 0 aims at a second each,
+        less in the first seconds.
       state: donated; use the one that is yielded, and only until the next step of this generator.
       counters: of the state.
       num_steps: budget of one seed.

@@ -64,13 +64,13 @@ def play(
     evaluator = Evaluator(parts.agent, parts.environment, num_episodes, seed=seed)
     stats, started = [], time.monotonic()
     try:
-        with ProgressLine(num_episodes * len(actor_params), "evaluation episodes") as line:
+        with ProgressLine(num_episodes * len(actor_params), "episodes") as line:
             for index, params in enumerate(actor_params):
 
                 def show(done: int, total: int, before: int = index * num_episodes) -> None:
                     del total
                     requests.check()
-                    line.update(before + done, (before + done) / (time.monotonic() - started))
+                    line.update(before + done, (before + done) / (time.monotonic() - started), "evaluating")
 
                 stats.append(evaluator.run(params, record=record and index == 0, on_progress=show))
     finally:

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     scale = max(1, -(-_SMALLEST_SIDE // min(height, width)))
     rate = float(np.clip(len(frames) / 10, 4, 30))
     pad = ((0, -height * scale % _BLOCK), (0, -width * scale % _BLOCK), (0, 0))
-    options = {"fps": rate, "macro_block_size": _BLOCK, "ffmpeg_log_level": "error"}
+    options: dict[str, Any] = {"fps": rate, "macro_block_size": _BLOCK, "ffmpeg_log_level": "error"}
     with warnings.catch_warnings():
         # Python warns of any fork beside JAX's threads; ffmpeg's process runs no Python after it.
         warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
