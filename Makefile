@@ -1,0 +1,46 @@
+# make setup    a virtual environment in .venv with the podracer command in it
+# make pong     trains Muesli on Atari Pong, then evaluates; make demo: Catch, solved within two minutes
+# make test     the tests; make test-slow: the long ones too; make check: lint, format and types
+#
+# ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRAS ?= dev,pgx
+BIN := .venv/bin
+STAMP := .venv/.complete
+
+.PHONY: help setup pong demo test test-slow check
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "podracer: there is no python3: install Python 3.11 or newer (apt install python3 python3-venv)"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "podracer: $(PYTHON) is older than 3.11: install a newer one, or say make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "podracer: $(PYTHON) has no venv module: apt install python3-venv"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+	@echo "ready: $(BIN)/podracer --help"
+
+pong: $(STAMP)
+	$(BIN)/podracer launch anakin --agent muesli --env atari/pong $(ARGS)
+
+demo: $(STAMP)
+	$(BIN)/podracer launch anakin --agent muesli --env catch $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
