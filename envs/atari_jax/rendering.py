@@ -20,7 +20,18 @@ BACKGROUND, PLAYER, ENEMY, WHITE = (144, 72, 17), (92, 186, 92), (213, 130, 74),
 GREY = {BACKGROUND: 87, PLAYER: 147, ENEMY: 148, WHITE: 236}
 """The ALE's grey for each colour."""
 
-_DIGITS = ["111101101101111", "010010010010010", "111001111100111", "111001011001111", "101101111001001", "111100111001111", "100100111101111", "111001001001001", "111101111101111", "111101111001001"]  # 3x5 blocks, of 4x4 pixels each
+_DIGITS = (  # 3x5 blocks, of 4x4 pixels each
+    "111101101101111",
+    "010010010010010",
+    "111001111100111",
+    "111001011001111",
+    "101101111001001",
+    "111100111001111",
+    "100100111101111",
+    "111001001001001",
+    "111101111101111",
+    "111101111001001",
+)
 _SCORE_TOP, _SCORE_LEFT = 1, {ENEMY: 20, PLAYER: 100}
 
 Rows = tuple[Array, Array]
@@ -43,6 +54,8 @@ def frame_rgb(state: PongState) -> Array:
 
 def observe(state_tm1: PongState, state: PongState, height: int, width: int) -> Array:
     """The image for an agent: the brighter of two frames in each pixel, in grey, averaged over areas.
+
+    The score is that of the second frame alone.
 
     Args:
       state_tm1, state: the last two frames of an agent step (one frame twice, for no pooling).
