@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from dm_env import specs
+from jax.experimental import io_callback
 
 from podracer import types
 from podracer.environment import Environment, Unsupported, VectorEnvironment
@@ -171,23 +172,19 @@ class AtariVector(VectorEnvironment):
         self._step.def_vmap(self._refuse_vmap)
 
     def reset(self, key: Key) -> tuple[_State, TimeStep]:
-        """Starts all games. Call it outside of jit, and not while a program that steps this pool is running.
+        """Starts all games. Not to be called while a program that steps this pool is running.
 
         `key` `[B]` only gives the batch; randomness comes from the seed of `vectorize`, and goes on where it was.
         """
-        if isinstance(key, jax.core.Tracer):
-            raise Unsupported(f"{self.spec.name} starts its games on the host: call reset outside of jit")
         self._check_batch(key.shape)
-        pixels, info = self._pool.reset()
-        ram = jnp.asarray(info["ram"]) if self.config.observation == "objects" else ()
-        state = _State(
-            handle=jnp.asarray(self._handle),
-            last=jnp.zeros(self.num_envs, bool),
-            lives=jnp.asarray(info["lives"], jnp.int32),
-            ram=ram,
-        )
-        observation = self._observation(jnp.asarray(pixels), jnp.asarray(info["ram"]), jnp.asarray(info["ram"]))
-        return state, jax.vmap(types.restart)(observation)
+        if isinstance(key, jax.core.Tracer):
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._empty())
+            handle, pixels, lives, ram = io_callback(self._reset_pool, like)
+        else:
+            handle, pixels, lives, ram = jax.tree.map(jnp.asarray, self._reset_pool())
+        keeps_ram = self.config.observation == "objects"
+        state = _State(handle=handle, last=jnp.zeros(self.num_envs, bool), lives=lives, ram=ram if keeps_ram else ())
+        return state, jax.vmap(types.restart)(self._observation(pixels, ram, ram))
 
     def step(self, state: _State, action: Array, key: Key) -> tuple[_State, TimeStep]:
         del key  # the emulators have their own randomness
@@ -213,6 +210,16 @@ class AtariVector(VectorEnvironment):
 
     def close(self) -> None:
         """Nothing to release by hand: the emulators go when the last program that steps them goes."""
+
+    def _reset_pool(self) -> tuple[np.ndarray, ...]:
+        """Handle, pixels as envpool lays them out, lives and RAM."""
+        pixels, info = self._pool.reset()
+        return self._handle, pixels, info["lives"], info["ram"]
+
+    def _empty(self) -> tuple[np.ndarray, ...]:
+        """Arrays like those of `_reset_pool`."""
+        pixels = np.broadcast_to(np.uint8(0), (self.num_envs, *self._pool.spec.observation_space.shape))
+        return self._handle, pixels, np.zeros(self.num_envs, np.int32), np.zeros((self.num_envs, 128), np.uint8)
 
     def _check_batch(self, shape: tuple[int, ...]) -> None:
         if shape != (self.num_envs,):

@@ -98,6 +98,19 @@ def test_same_seed_same_stream_and_another_seed_another():
     assert (observations[0][:, 0] != observations[0][:, 1]).any()  # the games of a pool differ as well
 
 
+def test_reset_under_jit_is_the_same_reset():
+    options = {"observation": "ram", "repeat_action_probability": 0.0}
+    keys = jax.random.split(jax.random.key(0), 2)
+    actions = random_actions(40, 2)
+
+    @jax.jit
+    def run(keys, actions, venv=make(**options)):  # noqa: B008 - one pool, for one trace
+        state, first = venv.reset(keys)
+        return first, jax.lax.scan(lambda s, a: venv.step(s, a, keys), state, actions)[1]
+
+    jax.tree.map(np.testing.assert_array_equal, run(keys, jnp.asarray(actions)), rollout(make(**options), actions))
+
+
 def test_runs_in_shard_map_with_a_dynamic_number_of_iterations():
     venv = make(observation="objects", max_frames=40, repeat_action_probability=0.0)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -162,8 +175,6 @@ def test_refusals_are_one_line_that_says_what_to_do(monkeypatch):
         jax.vmap(lambda action: venv.step(state, action, keys))(jnp.zeros((3, 2), jnp.int32))
     with pytest.raises(Unsupported, match="one device"):
         venv.step(state, jnp.zeros(1, jnp.int32), keys[:1])
-    with pytest.raises(Unsupported, match="outside of jit"):
-        jax.jit(venv.reset)(keys)
     with pytest.raises(Unsupported, match="only atari/pong"):
         atari.Atari("breakout", atari.Config(observation="objects"))
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
