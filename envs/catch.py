@@ -56,7 +56,8 @@ class Catch(JaxEnvironment):
         )
 
     def reset(self, key: Key) -> tuple[CatchState, TimeStep]:
-        column = jax.random.randint(key, (), 0, self.config.columns)
+        # Not randint, which draws twice and splits the key: resets are a large share of this environment's work.
+        column = jnp.floor(jax.random.uniform(key) * self.config.columns).astype(jnp.int32)
         state = CatchState(ball_row=jnp.int32(0), ball_column=column, paddle=jnp.int32(self.config.columns // 2))
         return state, types.restart(self._observe(state))
 

@@ -9,7 +9,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ class Gridworld(JaxEnvironment):
         blocked = (kind == WALL) | (kind >= CUE_UP) | ((kind == DOOR) & ~state.has_key)
         position = jnp.where(blocked, state.position, target)
         used = ((kind == KEY) | (kind == DOOR)) & ~blocked
-        cells = state.cells.at[target[0], target[1]].set(jnp.where(used, EMPTY, kind).astype(jnp.int8))
+        cells = jnp.where(_at(state.cells.shape, target) & used, EMPTY, state.cells).astype(jnp.int8)
         state = GridState(cells=cells, position=position, has_key=state.has_key | (kind == KEY))
         reward = jnp.where(kind == GOAL, 1.0, jnp.where(kind == TRAP, -1.0, 0.0))
         return state, types.transition(reward, self._observe(state), terminated=(kind == GOAL) | (kind == TRAP))
@@ -140,9 +140,12 @@ def _walled(size: int) -> np.ndarray:
     return cells
 
 
-def _draw_cells(key: Key, allowed: Array, count: int) -> Array:
-    """`count` different cells `[count, 2]` int32, uniformly among those `allowed` `[H, W]`."""
-    score = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0).reshape(-1)
+# A layout draws all its noise at once: each call of jax.random costs compile time and run time on a CPU.
+
+
+def _draw_cells(noise: Array, allowed: Array, count: int) -> Array:
+    """`count` different cells `[count, 2]` int32, uniformly among those `allowed` `[H, W]`. noise: `[H, W]` in [0, 1)."""
+    score = jnp.where(allowed, noise, -1.0).reshape(-1)
     chosen = []
     for _ in range(count):
         chosen.append(jnp.argmax(score))
@@ -150,37 +153,43 @@ def _draw_cells(key: Key, allowed: Array, count: int) -> Array:
     return jnp.stack(jnp.divmod(jnp.stack(chosen), allowed.shape[1]), axis=-1).astype(jnp.int32)
 
 
-def _start_and_goal(key: Key, cells: Array) -> GridState:
-    start, goal = _draw_cells(key, cells == EMPTY, 2)
+def _draw_integers(noise: Array, low: Any, high: Any) -> Array:
+    """Integers in [low, high), uniformly. noise in [0, 1)."""
+    return (low + jnp.floor(noise * (high - low))).astype(jnp.int32)
+
+
+def _start_and_goal(noise: Array, cells: Array) -> GridState:
+    start, goal = _draw_cells(noise, cells == EMPTY, 2)
     return GridState(cells=cells.at[goal[0], goal[1]].set(GOAL), position=start, has_key=jnp.bool_(False))
 
 
 def _empty(key: Key, size: int) -> GridState:
-    return _start_and_goal(key, jnp.asarray(_walled(size)))
+    return _start_and_goal(jax.random.uniform(key, (size, size)), jnp.asarray(_walled(size)))
 
 
 def _four_rooms(key: Key, size: int) -> GridState:
-    middle, key_gaps, key_cells = size // 2, *jax.random.split(key)
+    noise = jax.random.uniform(key, (size + 1, size))
+    middle, rows, columns = size // 2, np.arange(size)[:, None], np.arange(size)[None, :]
+    low, high = np.array([1, 1, middle + 1, middle + 1]), np.array([middle, middle, size - 1, size - 1])
+    top, left, bottom, right = _draw_integers(noise[0, :4], low, high)
+    gap = ((columns == middle) & ((rows == top) | (rows == bottom))) | (
+        (rows == middle) & ((columns == left) | (columns == right))
+    )
     walls = _walled(size)
     walls[middle, :] = walls[:, middle] = WALL
-    low, high = np.array([1, 1, middle + 1, middle + 1]), np.array([middle, middle, size - 1, size - 1])
-    gaps = jax.random.randint(key_gaps, (4,), low, high)
-    cells = jnp.asarray(walls)
-    cells = cells.at[gaps[0], middle].set(EMPTY).at[middle, gaps[1]].set(EMPTY)
-    cells = cells.at[gaps[2], middle].set(EMPTY).at[middle, gaps[3]].set(EMPTY)
-    return _start_and_goal(key_cells, cells)
+    return _start_and_goal(noise[1:], jnp.where(gap, EMPTY, walls).astype(jnp.int8))
 
 
 def _key_door(key: Key, size: int) -> GridState:
-    key_wall, key_door, key_left, key_right = jax.random.split(key, 4)
-    column = jax.random.randint(key_wall, (), 2, size - 2)
-    columns = jnp.arange(size)[None, :]
+    noise = jax.random.uniform(key, (2 * size + 1, size))
+    wall = _draw_integers(noise[0, 0], 2, size - 2)
+    door = _draw_integers(noise[0, 1], 1, size - 1)
+    columns = np.arange(size)[None, :]
     free = jnp.asarray(_walled(size)) == EMPTY
-    door = jax.random.randint(key_door, (), 1, size - 1)
-    start, treasure = _draw_cells(key_left, free & (columns < column), 2)
-    (goal,) = _draw_cells(key_right, free & (columns > column), 1)
-    cells = jnp.where(free & (columns != column), EMPTY, WALL).astype(jnp.int8)
-    cells = cells.at[door, column].set(DOOR).at[treasure[0], treasure[1]].set(KEY).at[goal[0], goal[1]].set(GOAL)
+    start, treasure = _draw_cells(noise[1 : size + 1], free & (columns < wall), 2)
+    (goal,) = _draw_cells(noise[size + 1 :], free & (columns > wall), 1)
+    cells = jnp.where(free & (columns != wall), EMPTY, WALL).astype(jnp.int8)
+    cells = cells.at[door, wall].set(DOOR).at[treasure[0], treasure[1]].set(KEY).at[goal[0], goal[1]].set(GOAL)
     return GridState(cells=cells, position=start, has_key=jnp.bool_(False))
 
 
