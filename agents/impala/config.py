@@ -66,5 +66,19 @@ def presets() -> Mapping[str, Preset]:
                 "anakin.num_envs": 32,
             },
         ),
+        "atari_jax/pong": Preset(
+            num_steps=12_000_000,
+            overrides={
+                "env.observation": "objects",
+                "agent.learning_rate": 2e-3,
+                "agent.decay_updates": 9375,
+                "agent.trace_decay": 0.95,
+                # Most of the 18 actions do the same, so a uniform policy is already a narrow one.
+                "agent.entropy_cost": 1e-3,
+                "agent.greedy_evaluation": True,
+                "agent.torso.hidden": (128, 128),
+                "anakin.num_envs": 64,
+            },
+        ),
         "paper_atari": Preset(num_steps=50_000_000, overrides=paper),
     }

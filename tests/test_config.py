@@ -1,0 +1,76 @@
+"""`--set`: typed, nested, and refused by name."""
+
+import dataclasses
+from typing import Literal
+
+import pytest
+
+from podracer import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 8
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    rate: float = 1e-3
+    steps: int = 10
+    flag: bool = False
+    name: str = "x"
+    sizes: tuple[int, ...] = (64,)
+    limit: int | None = None
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("rate", "3e-4", 3e-4),
+        ("rate", "1", 1.0),
+        ("rate", "inf", float("inf")),
+        ("steps", "1e6", 1_000_000),
+        ("flag", "true", True),
+        ("flag", "0", False),
+        ("name", "3", "3"),
+        ("sizes", "(32, 16)", (32, 16)),
+        ("sizes", "32,16", (32, 16)),
+        ("sizes", "32", (32,)),
+        ("limit", "5", 5),
+        ("limit", "none", None),
+        ("inner.width", "4", 4),
+        ("inner.kind", "b", "b"),
+    ],
+)
+def test_text_becomes_the_type_of_the_field(key, text, value):
+    changed = config.override(Outer(), config.parse_assignments([f"{key}={text}"]))
+    assert config.keys(changed)[key] == value
+    assert type(config.keys(changed)[key]) is type(value)
+    others = {k: v for k, v in config.keys(Outer()).items() if k != key}
+    assert others.items() <= config.keys(changed).items()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("rates=1", "unknown setting 'rates': did you mean rate?"),
+        ("inner.widht=1", "unknown setting 'inner.widht': did you mean inner.width?"),
+        ("inner.width.more=1", "unknown setting"),
+        ("zzz=1", "known here: rate, steps"),
+        ("rate=fast", "rate=fast: expected float"),
+        ("steps=1.5", "steps=1.5: expected int"),
+        ("steps=true", "expected int"),
+        ("flag=maybe", "expected bool"),
+        ("inner.kind=c", "choose one of a, b"),
+        ("inner=3", "'inner' is a group of settings: set one of them, for example inner.width=..."),
+        ("sizes=a,b", "expected int"),
+        ("rate", "write key=value"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(assignment, line):
+    with pytest.raises(config.ConfigError) as error:
+        config.override(Outer(), config.parse_assignments([assignment]))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
