@@ -102,6 +102,7 @@ class AutoReset(VectorEnvironment):
     def __init__(self, environment: JaxEnvironment):
         self.environment = environment
         self.spec = environment.spec
+        self._render = jax.jit(lambda state: environment.render(jax.tree.map(lambda x: x[0], state.inner)))
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
         state, timestep = _strong(jax.vmap(self.environment.reset)(key))
@@ -128,7 +129,7 @@ class AutoReset(VectorEnvironment):
         return _AutoResetState(inner=inner, last=timestep.last()), timestep
 
     def render(self, state: Any) -> np.ndarray | None:
-        frame = jax.jit(lambda s: self.environment.render(jax.tree.map(lambda x: x[0], s.inner)))(state)
+        frame = self._render(state)
         return None if frame is None else np.asarray(frame)
 
 
