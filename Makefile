@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "podracer: $(PYTHON) is older than 3.11: install a newer one, or say make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "podracer: $(PYTHON) has no venv module: apt install python3-venv"; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo "installing podracer[$(EXTRAS)] into .venv: some minutes, about 2 GB"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 	@echo "ready: $(BIN)/podracer --help"
 

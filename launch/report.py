@@ -117,7 +117,7 @@ def describe(job: JobConfig, stats: list[EpisodeStats]) -> list[str]:
     for index, one in enumerate(stats):
         seed = f"seed {job.seed + index}: " if len(stats) > 1 else ""
         lines.append(
-            f"{seed}{len(one.returns)} evaluation episodes: return {one.returns.mean():.3f} "
+            f"{seed}evaluation over {len(one.returns)} episodes: return {one.returns.mean():.3f} "
             f"(std {one.returns.std():.3f}), length {one.lengths.mean():.1f}"
         )
     if len(stats) > 1:

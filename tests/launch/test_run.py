@@ -66,7 +66,7 @@ def test_a_run_leaves_a_whole_folder(podracer: Callable[..., Any], tmp_path: Pat
     video = run_dir.parent / "film.mp4"
     played = podracer("evaluate", run_dir, "--episodes", 50, "--video", video)
     assert played.code == 0, played.err
-    assert "50 evaluation episodes" in played.out
+    assert "evaluation over 50 episodes" in played.out
     import imageio.v3 as iio
 
     film = iio.imread(video)
@@ -166,7 +166,7 @@ def test_a_population_has_median_and_band(podracer: Callable[..., Any], tmp_path
     assert summary["num_agent_steps"] >= 3 * 600
     assert (run_dir / "curve.png").stat().st_size > 1000
     assert "over 3 seeds: median" in result.out
-    assert "seed 6: 10 evaluation episodes" in podracer("evaluate", run_dir, "--episodes", 10).out
+    assert "seed 6: evaluation over 10 episodes" in podracer("evaluate", run_dir, "--episodes", 10).out
 
 
 class _Runtime:
