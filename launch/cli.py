@@ -139,20 +139,26 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         if not resume and (run_dir / "config.json").exists():
             raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
         parts = jobs.build(job)
-        if not dry_run:
-            _write_job(run_dir, job, preset)
-        print("\n".join(jobs.outline(job, parts, preset, verbose=dry_run)), flush=True)
-        if dry_run:
-            return
-        print(f"run folder {run_dir}", flush=True)
-        from podracer.launch.train import Diverged, Run
-
+        runtime = jobs.runtime_class(job.runtime)(parts.agent, parts.environment, parts.plan)
         try:
-            code = Run(job, parts, run_dir, resume, requests).execute()
-        except Diverged as error:
-            _complain(str(error))
-            code = 1
+            if not dry_run:
+                _write_job(run_dir, job, preset)
+            print("\n".join(jobs.outline(job, parts, preset, verbose=dry_run)), flush=True)
+            code = 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests)
+        finally:
+            runtime.close()
     sys.exit(code)
+
+
+def _execute(job: Any, parts: Any, runtime: Any, run_dir: Path, resume: bool, requests: Any) -> int:
+    from podracer.launch.train import Diverged, Run
+
+    print(f"run folder {run_dir}", flush=True)
+    try:
+        return Run(job, parts, runtime, run_dir, resume, requests).execute()
+    except Diverged as error:
+        _complain(str(error))
+        return 1
 
 
 def _write_job(run_dir: Path, job: Any, preset: str) -> None:

@@ -28,11 +28,13 @@ class Diverged(Exception):
 class Run:
     """A job that is being executed, and where its results go.
 
-    resumed: the folder held the run before. requests: to stop; whoever made it installed it before the first import.
+    runtime: made from the parts. resumed: the folder held the run before. requests: to stop; whoever made it installed it
+    before the first import.
     """
 
     job: JobConfig
     parts: jobs.Parts
+    runtime: Any
     run_dir: Path
     resumed: bool
     requests: StopRequests
@@ -47,11 +49,11 @@ class Run:
           ConfigError, Unsupported: what the user asked for cannot be; one line.
           Diverged: parameters are not finite.
         """
-        runtime = jobs.runtime_class(self.job.runtime)(self.parts.agent, self.parts.environment, self.parts.plan)
+        runtime = self.runtime
         checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job))
         try:
-            state, counters = self._start(runtime, checkpoints)
-            state, counters = self._train(runtime, state, counters, checkpoints)
+            state, counters = self._start(checkpoints)
+            state, counters = self._train(state, counters, checkpoints)
             params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
             learned = [runtime.train_state(state, i).params for i in range(self.job.num_seeds)]
             report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
@@ -60,10 +62,10 @@ class Run:
             return stopped.exit_code
         finally:
             checkpoints.close()
-            runtime.close()
         return 0
 
-    def _start(self, runtime: Any, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+    def _start(self, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+        runtime = self.runtime
         state, counters = runtime.init(), Counters(agent_steps=(0,) * self.job.num_seeds)
         saved = checkpoints.restore(runtime.checkpoint(state)) if self.resumed else None
         if saved is not None:
@@ -78,7 +80,9 @@ class Run:
             print("no checkpoint was saved yet: starting from the beginning")
         return state, counters
 
-    def _train(self, runtime: Any, state: Any, counters: Counters, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+    def _train(self, state: Any, counters: Counters, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+        runtime = self.runtime
+        (self.run_dir / "summary.json").unlink(missing_ok=True)  # it was of an earlier end
         log = MetricsLog(self.run_dir, counters.num_updates)
         recorder = Recorder(self.job, self.parts, log)
         last_save = time.monotonic()

@@ -79,6 +79,7 @@ def test_nothing_saved_is_none(tmp_path: Path) -> None:
         Checkpoints(tmp_path, {}).restore_params([])
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore, after a read that failed
 def test_damage_is_refused_and_names_the_older_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, {})
     for step in (1, 2):

@@ -89,6 +89,13 @@ def test_dry_run_prints_and_writes_nothing(podracer: Callable[..., Any], tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_refused_run_leaves_no_folder(podracer: Callable[..., Any], tmp_path: Path) -> None:
+    result = podracer(*RUN, "--env", "tiny_parts:OUTSIDE", "--seeds", "2", "--run-dir", tmp_path / "run")
+    assert (result.code, result.err.count("\n")) == (2, 1), result
+    assert "--seeds 1" in result.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_flags_win_over_set_which_wins_over_presets() -> None:
     request = jobs.Request(
         "anakin", TINY[1], TINY[3], preset="short", steps=99, settings=("anakin.num_envs=32", "num_steps=5", "seed=3")
@@ -140,6 +147,7 @@ def test_agents_envs_and_doctor_list_what_there_is(podracer: Callable[..., Any])
         assert word in doctor.out
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore, after a read that failed
 def test_a_used_folder_and_another_config_are_refused(podracer: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert podracer(*RUN, "--steps", 200, "--run-dir", run_dir).code == 0

@@ -139,6 +139,15 @@ def test_asked_to_stop_it_saves(
     assert podracer("evaluate", run_dir, "--episodes", 4).code == 0
 
 
+def test_outside_xla_a_resumed_run_says_that_its_episodes_start_anew(podracer: Callable[..., Any], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert podracer(*RUN, "--env", "tiny_parts:OUTSIDE", "--steps", 300, "--run-dir", run_dir).code == 0
+    result = podracer(*LAUNCH, "--resume", "--steps", 600, "--run-dir", run_dir)
+    assert result.code == 0, result.err
+    assert "its episodes start anew" in result.out
+    assert _summary(run_dir)["num_agent_steps"] >= 600
+
+
 def test_numbers_that_are_none_stop_the_run(podracer: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     explode = ("--set", "agent.explode_after=8", "--set", "anakin.updates_per_call=2", "--set", "checkpoint_seconds=0")

@@ -12,7 +12,7 @@ from dm_env import specs
 from podracer import registry, types
 from podracer.agent import Agent, DataSpec
 from podracer.config import Preset
-from podracer.environment import JaxEnvironment
+from podracer.environment import JaxEnvironment, VectorEnvironment
 from podracer.types import ActorOutput, Array, EnvironmentSpec, Key, Metrics, Mode, Params, TimeStep, TrainState, Trajectory
 
 
@@ -112,13 +112,23 @@ class TinyEnv(JaxEnvironment):
         return jnp.full((6, 4, 3), 255, jnp.uint8) * (state.right_action == 1)
 
 
-def _suite(**fields: Any) -> registry.Suite:
+class OutsideEnv(TinyEnv):
+    """The same, but it says that its state lies outside XLA, as the ALE's does."""
+
+    def vectorize(self, num_envs: int, seed: int = 0) -> VectorEnvironment:
+        vector = super().vectorize(num_envs, seed)
+        vector.pure = False
+        return vector
+
+
+def _suite(environment: type[TinyEnv] = TinyEnv, **fields: Any) -> registry.Suite:
     return registry.Suite(
-        make=lambda task, config: TinyEnv(config), tasks=lambda: ("",), config=TinyEnvConfig, summary="tiny", **fields
+        make=lambda task, config: environment(config), tasks=lambda: ("",), config=TinyEnvConfig, summary="tiny", **fields
     )
 
 
 SUITE = _suite()
+OUTSIDE = _suite(OutsideEnv)
 MISSING = _suite(package="no_such_library", extra="nothing")
 
 TINY = ("--agent", "tiny_parts:TinyAgent", "--env", "tiny_parts:SUITE", "--set", "anakin.num_envs=16")
