@@ -18,10 +18,13 @@ class AnakinConfig:
     """Settings of the Anakin runtime.
 
     num_envs: environments over all devices, which is also the number of online sequences in a learning batch.
+    minibatches: gradient steps of one update, each on its own share of the environments' unrolls: many environments without
+      a larger learning batch (Hessel et al. 2021, section 3).
     updates_per_call: updates that one entry from Python runs; 0 picks about a second's worth, by measurement.
     """
 
     num_envs: int = 64
+    minibatches: int = 1
     updates_per_call: int = 0
 
 

@@ -13,7 +13,8 @@ class Plan:
     """What a runtime executes and `--dry-run` prints.
 
     num_devices: devices of the mesh. num_envs: environments over all devices; envs_per_device: of one.
-    unroll_length: `T`. batch_size: sequences in a learning batch, online and replayed; replay_per_env: replayed sequences
+    unroll_length: `T`. minibatches: gradient steps of one update. batch_size: sequences in the batch of one gradient step,
+    online and replayed; replay_per_env: replayed sequences
     that go with each online one; replay_length: unrolls that each environment's ring holds.
     steps_per_update: environment slots that one update consumes, `T * num_envs`; a slot in which a finished environment
     resets is no agent step. num_updates: the budget. num_env_slots: the budget in slots.
@@ -24,6 +25,7 @@ class Plan:
     num_envs: int
     envs_per_device: int
     unroll_length: int
+    minibatches: int
     batch_size: int
     replay_per_env: int
     replay_length: int
@@ -73,7 +75,13 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
             f"replay of {data.replay_capacity} unrolls is less than one for each of {num_envs} environments: "
             f"set agent.replay_capacity to {num_envs} or more"
         )
-    device_batch = num_envs // num_devices * (1 + replay_per_env)
+    minibatches = job.anakin.minibatches
+    if minibatches < 1 or num_envs // num_devices % minibatches:
+        raise ConfigError(
+            f"anakin.minibatches={minibatches} does not divide the {num_envs // num_devices} environments of a device: "
+            f"try {math.gcd(minibatches, num_envs // num_devices)}"
+        )
+    device_batch = num_envs // num_devices * (1 + replay_per_env) // minibatches
     if data.microbatch < 0 or (data.microbatch and device_batch % data.microbatch):
         raise ConfigError(
             f"microbatch={data.microbatch} does not divide the {device_batch} sequences of a device's learning batch: "
@@ -86,7 +94,8 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         num_envs=num_envs,
         envs_per_device=num_envs // num_devices,
         unroll_length=data.unroll_length,
-        batch_size=num_envs * (1 + replay_per_env),
+        minibatches=minibatches,
+        batch_size=num_envs * (1 + replay_per_env) // minibatches,
         replay_per_env=replay_per_env,
         replay_length=replay_length,
         steps_per_update=steps_per_update,

@@ -42,6 +42,7 @@ def test_arithmetic():
         ({"seed": -1}, "--seed must lie between 0"),
         ({"agent.unroll_length": 0}, "unroll_length must be at least 1"),
         ({"agent.microbatch": 48}, "microbatch=48 does not divide the 64 sequences of a device's learning batch: try 16"),
+        ({"anakin.minibatches": 48}, "minibatches=48 does not divide the 64 environments of a device: try 16"),
         ({"replay": DataSpec(unroll_length=5, replay_share=0.7, replay_capacity=999)}, "the nearest are 0.666667 and 0.75"),
         ({"replay": DataSpec(unroll_length=5, replay_share=1.0)}, r"replay_share must lie in \[0, 1\)"),
         ({"replay": DataSpec(unroll_length=5, replay_share=0.5, replay_capacity=63)}, "set agent.replay_capacity to 64"),

@@ -91,17 +91,22 @@ class Impala(Agent[Config]):
         policy_loss = jnp.mean(-log_prob * jax.lax.stop_gradient(vtrace.pg_advantage))
         value_loss = 0.5 * jnp.mean(jnp.square(vtrace.errors))
         entropy = episodes.masked_mean(-jnp.sum(jnp.exp(log_pi) * log_pi, axis=-1), step.mask_tm1)
-        loss = policy_loss + config.value_cost * value_loss - config.entropy_cost * entropy
+        entropy_cost = config.entropy_cost * self._anneal(train_state.num_updates)
+        loss = policy_loss + config.value_cost * value_loss - entropy_cost * entropy
         metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
         return config.loss_scale * loss, metrics
 
     def optimizer(self) -> optax.GradientTransformation:
         config = self.config
-        rate: optax.ScalarOrSchedule = config.learning_rate
-        if config.decay_updates:
-            rate = optax.linear_schedule(config.learning_rate, 0.0, config.decay_updates)
         scale = {
-            "adam": lambda: optax.adam(rate, eps=config.epsilon),
-            "rmsprop": lambda: optax.rmsprop(rate, decay=0.99, eps=config.epsilon),
+            "adam": optax.scale_by_adam(eps=config.epsilon),
+            "rmsprop": optax.scale_by_rms(decay=0.99, eps=config.epsilon),
         }[config.optimizer]
-        return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), scale())
+        rate = optax.scale_by_learning_rate(lambda count: config.learning_rate * self._anneal(count))
+        return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), scale, rate)
+
+    def _anneal(self, num_updates: Array) -> Array:
+        """What is left of the learning rate and of the entropy cost: from 1 linearly to 0, or 1 for ever."""
+        if not self.config.decay_updates:
+            return jnp.float32(1)
+        return jnp.clip(1.0 - num_updates / self.config.decay_updates, 0.0, 1.0)

@@ -15,8 +15,9 @@ class Config:
 
     trace_decay: lambda of V-trace. value_cost, entropy_cost: weights beside a policy loss of weight 1. loss_scale: of the
     whole; the paper sums over time and batch where we take the mean. max_abs_reward: rewards are clipped to it while
-    learning. decay_updates: updates over which the learning rate falls linearly to 0; 0 keeps it. greedy_evaluation: evaluate
-    with the most likely action. separate_value: the value has a torso of its own (feed-forward agents).
+    learning. decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them.
+    greedy_evaluation: evaluate with the most likely action. separate_value: the value has a torso of its own; for
+    feed-forward agents.
     """
 
     unroll_length: int = 20

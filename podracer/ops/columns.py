@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from podracer.types import Array, Trajectory
 
@@ -27,6 +28,15 @@ def concatenate(first: Trajectory, second: Trajectory) -> Trajectory:
         timestep=append(first.timestep, second.timestep, 1),
         actor_output=append(first.actor_output, second.actor_output, 1),
         actor_state=append(first.actor_state, second.actor_state, 0),
+    )
+
+
+def take(trajectory: Trajectory, order: np.ndarray) -> Trajectory:
+    """Batches of chosen columns along a new leading axis: `order` `[N, B']` of column numbers. Without targets."""
+    return Trajectory(
+        timestep=jax.tree.map(lambda x: jnp.moveaxis(x[:, order], 1, 0), trajectory.timestep),
+        actor_output=jax.tree.map(lambda x: jnp.moveaxis(x[:, order], 1, 0), trajectory.actor_output),
+        actor_state=jax.tree.map(lambda x: x[order], trajectory.actor_state),
     )
 
 

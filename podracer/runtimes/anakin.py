@@ -41,7 +41,7 @@ class AnakinState:
 
     train_state: replicated. env_state, timestep, actor_state, episode: `[B, ...]`, sharded over devices.
     replay: ring, data `[B, length, ...]` sharded, or empty. env_index: `[B]` int32, global numbers of the environments.
-    key: `[]`, the root of all randomness after the start. num_updates: `[]` int32.
+    key: `[]`, the root of all randomness after the start. num_updates: `[]` int32, each of `plan.minibatches` gradient steps.
     """
 
     train_state: TrainState
@@ -207,10 +207,27 @@ class Anakin:
         if self.plan.replay_per_env:
             replay, trajectory, key = self._mix(state, trajectory, key)
             state = state.replace(replay=replay)
-        train_state, metrics = self.agent.update(state.train_state, trajectory, key, AXIS)
+        train_state, metrics = self._learn(state.train_state, trajectory, key)
         state = state.replace(train_state=train_state, num_updates=state.num_updates + 1)
         metrics = {name: jnp.mean(jnp.asarray(value, jnp.float32)) for name, value in metrics.items()}
         return state, {**metrics, **counts}
+
+    def _learn(self, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[TrainState, Any]:
+        """The gradient steps of one update. Metrics are means over them."""
+        num = self.plan.minibatches
+        if num == 1:
+            return self.agent.update(train_state, trajectory, key, AXIS)
+        # Environment e and what is replayed with it belong to minibatch e mod num, on however many devices.
+        num_envs, per_env = self.plan.envs_per_device, self.plan.replay_per_env
+        online = np.arange(num_envs).reshape(-1, num).T
+        replayed = num_envs + online[..., None] * per_env + np.arange(per_env)
+        order = np.concatenate([online, replayed.reshape(num, num_envs // num * per_env)], axis=1)
+
+        def step(train_state: TrainState, batch: tuple[Trajectory, Key]) -> tuple[TrainState, Any]:
+            return self.agent.update(train_state, *batch, AXIS)
+
+        train_state, metrics = jax.lax.scan(step, train_state, (columns.take(trajectory, order), key[order]))
+        return train_state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
     def _update_key(self, state: AnakinState) -> Key:
         return jax.random.fold_in(state.key, state.num_updates)

@@ -187,6 +187,29 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(agent):
     assert_trees_close(params_after(build(agent, overrides), 5), params_after(build(Micro, overrides), 5), atol=1e-5)
 
 
+@pytest.mark.parametrize("agent", [Impala, WithReplay])
+def test_minibatches_take_every_column_once_on_any_number_of_devices(agent):
+    overrides = {"anakin.minibatches": 4}
+    one = params_after(build(agent, overrides), 5)
+    assert_trees_close(one, params_after(build(agent, overrides, num_devices=4), 5), atol=1e-5)
+    seen = []
+
+    class Spy(agent):
+        def update(self, train_state, trajectory, key, axis_name):
+            jax.debug.callback(lambda x: seen.append(np.asarray(x)), trajectory.timestep.observation[0])
+            return super().update(train_state, trajectory, key, axis_name)
+
+    runtime = build(Spy, overrides)
+    state, _ = runtime.run(runtime.init(), 1)
+    jax.effects_barrier()
+    assert int(state.train_state.num_updates) == 4
+    assert len(seen) == 4
+    replicas = 1 + runtime.plan.replay_per_env  # after one unroll, replay holds just that one
+    starts = np.concatenate(seen).reshape(16 * replicas, -1)
+    expected = np.repeat(np.asarray(build(agent).init().timestep.observation).reshape(16, -1), replicas, axis=0)
+    assert sorted(map(tuple, starts)) == sorted(map(tuple, expected))
+
+
 def test_replayed_columns_are_past_unrolls_of_the_same_environment():
     runtime = build(WithReplay)
     state = runtime.init()
