@@ -74,7 +74,7 @@ def compute_targets(
 
     action = _pad_last(taken.action)
     q_candidates = q_values(candidates.encoded)
-    if candidates.actions == ():
+    if isinstance(candidates.actions, tuple):  # all actions are candidates
         q_taken = jnp.sum(q_candidates * policy.encode(action), axis=-1)
     else:
         q_taken = q_values(policy.encode(action)[:, :, None])[..., 0]
