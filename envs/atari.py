@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ from jax.experimental import io_callback
 from podracer import types
 from podracer.environment import Environment, Unsupported, VectorEnvironment
 from podracer.registry import Suite
-from podracer.types import Array, EnvironmentSpec, Key, TimeStep
+from podracer.types import Array, EnvironmentSpec, Key, Struct, TimeStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +141,7 @@ class Atari(Environment):
         return AtariVector(self, num_envs, seed)
 
 
-@chex.dataclass(frozen=True)
-class _State:
+class _State(Struct):
     """handle: `[8]` uint8, stands for the pool and orders its calls. last: `[B]` bool, the next step is a reset.
     lives: `[B]` int32. ram: `[B, 128]` uint8, or empty where no observation needs it."""
 

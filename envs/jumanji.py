@@ -99,7 +99,7 @@ class Jumanji(JaxEnvironment):
 def _make(task: str, config: JumanjiConfig) -> JaxEnvironment:
     import jumanji
 
-    environment = jumanji.make(task)
+    environment: Any = jumanji.make(task)
     limit = config.max_steps or getattr(environment, "time_limit", 0)
     environment.time_limit = _NO_LIMIT
     bare = Jumanji(task, environment)

@@ -78,7 +78,7 @@ class XMiniGrid(JaxEnvironment):
             timestep.reward, self._observe(timestep.observation), terminated=terminated, truncated=finished
         )
 
-    def _observe(self, observation: Array) -> Array:
+    def _observe(self, observation: Any) -> Array:
         tiles = jax.nn.one_hot(observation[..., 0], self._num_tiles, dtype=jnp.uint8)
         colours = jax.nn.one_hot(observation[..., 1], self._num_colours, dtype=jnp.uint8)
         return jnp.concatenate([tiles, colours], axis=-1) * 255

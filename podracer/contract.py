@@ -99,7 +99,7 @@ def rollout(vector: VectorEnvironment, keys: Key, noise: Array) -> TimeStep:
 def choose_action(spec: EnvironmentSpec, noise: Array, observation: Any) -> Array:
     """The legal action that `noise` `[n]` in [0, 1) picks, uniformly. For one environment."""
     if not spec.discrete:
-        low, high = spec.action.minimum, spec.action.maximum  # type: ignore[attr-defined]
+        low, high = spec.action.minimum, spec.action.maximum
         return (low + noise.reshape(spec.action.shape) * (high - low)).astype(spec.action.dtype)
     legal = jnp.ones((spec.num_actions,), bool)
     if isinstance(observation, dict) and "legal_actions" in observation:
@@ -114,7 +114,7 @@ def check_stream(spec: EnvironmentSpec, stream: TimeStep, max_steps: int | None 
     _check_arrays(spec.observation, stream.observation, "observation")
     _check_arrays(spec.aux, stream.aux, "aux")
     for name, dtype in (("step_type", np.int32), ("reward", np.float32), ("discount", np.float32)):
-        value = stream[name]
+        value = getattr(stream, name)
         _require(
             value.dtype == dtype and value.ndim == 2, f"{name} is {value.dtype}{list(value.shape[2:])}, not {dtype.__name__}"
         )
@@ -162,7 +162,8 @@ def _check_arrays(spec: Any, value: Any, name: str) -> None:
     """`value`, leaves `[T + 1, B, ...]`, against a pytree of specs."""
     is_spec = lambda x: isinstance(x, specs.Array)  # noqa: E731
     expected, structure = jax.tree.flatten(spec, is_leaf=is_spec)
-    _require(jax.tree.structure(value) == structure, f"{name} has the structure {jax.tree.structure(value)}, not {structure}")
+    found: Any = jax.tree.structure(value)
+    _require(found == structure, f"{name} has the structure {found}, not {structure}")
     for leaf, leaf_spec in zip(jax.tree.leaves(value), expected, strict=True):
         label = f"{name} {leaf_spec.name or ''}".strip()
         _require(leaf.shape[2:] == leaf_spec.shape, f"{label} has shape {leaf.shape[2:]}, its spec says {leaf_spec.shape}")

@@ -8,13 +8,12 @@ or of what follows LAST. Environments whose state lives outside XLA (the ALE) su
 import abc
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from podracer import types
-from podracer.types import Array, EnvironmentSpec, Key, TimeStep
+from podracer.types import Array, EnvironmentSpec, Key, Struct, TimeStep
 
 
 class Unsupported(ValueError):
@@ -84,8 +83,7 @@ class JaxEnvironment(Environment):
         return AutoReset(self)
 
 
-@chex.dataclass(frozen=True)
-class _AutoResetState:
+class _AutoResetState(Struct):
     inner: Any
     last: Any  # [B] bool: the next step is a reset
 

@@ -4,11 +4,11 @@ Shapes: `B` is a batch of environments (or of sequences), `T` an unroll length, 
 a trajectory are time-major. A field that an agent does not use is the empty tuple, which is a pytree without leaves.
 """
 
+import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self, cast, dataclass_transform
 
-import chex
 import dm_env
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,19 @@ MID = int(dm_env.StepType.MID)
 LAST = int(dm_env.StepType.LAST)
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Struct:
+    """A frozen dataclass, with keyword arguments only, that is also a pytree of all its fields. Subclass it to make one."""
+
+    def __init_subclass__(cls) -> None:
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        jax.tree_util.register_dataclass(cls)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values of some fields."""
+        return dataclasses.replace(cast(Any, self), **changes)
+
+
 class Mode(enum.Enum):
     """What an action is for. A static argument of `Agent.act`."""
 
@@ -35,8 +48,7 @@ class Mode(enum.Enum):
     """Show what was learned: no exploration noise beyond the policy's own."""
 
 
-@chex.dataclass(frozen=True)
-class TimeStep:
+class TimeStep(Struct):
     """What arrives from an environment. Follows dm_env: reward and discount belong to the arrival at `observation`.
 
     LAST carries its own final observation. Termination is LAST with discount 0; truncation is LAST with discount > 0 and
@@ -100,8 +112,7 @@ def transition(
     )
 
 
-@chex.dataclass(frozen=True)
-class ActorOutput:
+class ActorOutput(Struct):
     """What acting produced at one time step, as the loss needs it later.
 
     action: `[B]` int32 for discrete, `[B, *shape]` float32 for continuous actions.
@@ -120,8 +131,7 @@ class ActorOutput:
     version: Any = ()
 
 
-@chex.dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Struct):
     """A batch of unrolls. The last time step of an unroll is the first of the next one.
 
     timestep: leaves `[T+1, B, ...]`.
@@ -136,8 +146,7 @@ class Trajectory:
     targets: Any = ()
 
 
-@chex.dataclass(frozen=True)
-class TrainState:
+class TrainState(Struct):
     """All that learning remembers, and the one home of it. Replicated over devices; a checkpoint stores it whole.
 
     params: online parameters.
@@ -154,8 +163,7 @@ class TrainState:
     num_updates: Any
 
 
-@chex.dataclass(frozen=True)
-class EnvironmentSpec:
+class EnvironmentSpec(Struct):
     """The signature of an environment. Static: hold it, never trace it.
 
     name: full name, `suite/task`.

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from podracer.agent import Agent
-from podracer.agents.impala.config import Config, presets
+from podracer.agents.impala.config import Config as ImpalaConfig
+from podracer.agents.impala.config import presets
 from podracer.config import Preset
 from podracer.nets import recurrent, torso
 from podracer.ops import episodes
@@ -30,14 +31,14 @@ from podracer.types import (
 )
 
 
-class Impala(Agent[Config]):
+class Impala(Agent[ImpalaConfig]):
     """V-trace actor-critic for discrete actions, feed-forward or recurrent."""
 
-    Config = Config
+    Config = ImpalaConfig
 
-    def __init__(self, spec: EnvironmentSpec, config: Config):
+    def __init__(self, spec: EnvironmentSpec, config: ImpalaConfig):
         super().__init__(spec, config)
-        self._net = hk.without_apply_rng(hk.transform(self._forward))
+        self._net: hk.Transformed = hk.without_apply_rng(hk.transform(self._forward))
         self._num_actions = spec.num_actions
         if config.separate_value and config.core.kind != "none":
             raise ValueError(

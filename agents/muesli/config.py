@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from podracer.config import Preset
 from podracer.nets.dynamics import DynamicsConfig
@@ -105,6 +105,42 @@ class Config:
             raise ValueError(f"z_init must be positive, not {self.z_init:g}")
 
 
+# Sizes for a CPU of two cores: narrow networks, few bins, all actions instead of samples.
+_SMALL: Mapping[str, Any] = {
+    "agent.head_hidden": (32,),
+    "agent.dynamics.size": 32,
+    "agent.bins.num_bins": 41,
+    "agent.model_steps": 3,
+    "agent.num_kl_samples": 0,
+    "agent.num_q_samples": 0,
+}
+
 PRESETS: Mapping[str, Preset] = {
-    "catch": Preset(num_steps=500_000, overrides={}),
+    "catch": Preset(
+        num_steps=200_000,
+        overrides={
+            **_SMALL,
+            "agent.torso.hidden": (64,),
+            "agent.bins.limit": 5.0,
+            "agent.unroll_length": 10,
+            "agent.replay_capacity": 6400,
+            "agent.learning_rate": 3e-3,
+            "anakin.num_envs": 32,
+        },
+    ),
+    "gymnax/CartPole-v1": Preset(
+        num_steps=800_000,
+        overrides={
+            **_SMALL,
+            "agent.torso.hidden": (64, 64),
+            "agent.bins.limit": 16.0,
+            "agent.unroll_length": 20,
+            "agent.replay_capacity": 3200,
+            "agent.discount": 0.99,
+            "agent.retrace_lambda": 0.95,
+            "agent.learning_rate": 2e-3,
+            "agent.decay_updates": 2500,
+            "anakin.num_envs": 16,
+        },
+    ),
 }

@@ -7,11 +7,10 @@ every position, over whole games.
 Coordinates are those of the game's RAM. A pixel column is `ball_x - 49`; the picture's rows are in rendering.py.
 """
 
-import chex
 import jax.numpy as jnp
 import numpy as np
 
-from podracer.types import Array
+from podracer.types import Array, Struct
 
 BALL_COLUMN = 49
 """`ball_x` minus the pixel column of the ball's left edge."""
@@ -43,8 +42,7 @@ ACTION_FIRE = np.array([0, 1] + [0] * 8 + [1] * 8, np.int32)
 MINIMAL_ACTIONS = np.array([0, 1, 3, 4, 11, 12], np.int32)
 
 
-@chex.dataclass(frozen=True)
-class PongState:
+class PongState(Struct):
     """A frame of Pong. All `[]` int32.
 
     ball_x, ball_y: position. `ball_y` is 0 while no ball is in play.

@@ -1,6 +1,7 @@
 """`atari_jax/pong`: Pong as an environment in JAX, with the action and observation spaces of `atari/pong`."""
 
-import chex
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from dm_env import specs
@@ -9,11 +10,10 @@ from podracer import types
 from podracer.environment import JaxEnvironment
 from podracer.envs.atari_jax import objects, physics, rendering
 from podracer.envs.atari_jax.config import Config
-from podracer.types import Array, EnvironmentSpec, Key, TimeStep
+from podracer.types import Array, EnvironmentSpec, Key, Struct, TimeStep
 
 
-@chex.dataclass(frozen=True)
-class EnvState:
+class EnvState(Struct):
     """An episode.
 
     game: the newest frame.
@@ -26,7 +26,7 @@ class EnvState:
     turn: Array
     fire: Array
     num_steps: Array
-    images: Array | tuple[()]
+    images: Any
 
 
 class Pong(JaxEnvironment):
@@ -57,7 +57,7 @@ class Pong(JaxEnvironment):
         game = physics.new_game()
         num_idle = jax.random.randint(key, (), 1, max(self.config.noop_max, 1) + 1)
         game = jax.lax.fori_loop(0, num_idle, lambda _, game: physics.frame(game, zero, zero), game)
-        images: Array | tuple[()] = ()
+        images: Any = ()
         if self.config.observation == "pixels":
             image = rendering.observe(game, game, self.config.image_height, self.config.image_width)
             images = jnp.broadcast_to(image[..., None], self.spec.observation.shape)
@@ -67,13 +67,15 @@ class Pong(JaxEnvironment):
     def step(self, state: EnvState, action: Array, key: Key) -> tuple[EnvState, TimeStep]:
         number = jnp.asarray(self._actions)[action]
         wanted_turn, wanted_fire = jnp.asarray(physics.ACTION_TURN)[number], jnp.asarray(physics.ACTION_FIRE)[number]
-        repeats = self._repeats(key)
-        turn, fire, game = state.turn, state.fire, state.game
-        game_tm1 = game
-        for index in range(self.config.frame_skip):
-            turn = jnp.where(repeats[index], turn, wanted_turn)
-            fire = jnp.where(repeats[index], fire, wanted_fire)
-            game_tm1, game = game, physics.frame(game, turn, fire)
+        repeats = self._repeats(key)[: self.config.frame_skip]
+
+        def one_frame(carry: tuple[Any, ...], repeat: Array) -> tuple[tuple[Any, ...], None]:
+            _, game, turn, fire = carry
+            turn, fire = jnp.where(repeat, turn, wanted_turn), jnp.where(repeat, fire, wanted_fire)
+            return (game, physics.frame(game, turn, fire), turn, fire), None
+
+        start = (state.game, state.game, state.turn, state.fire)
+        (game_tm1, game, turn, fire), _ = jax.lax.scan(one_frame, start, repeats)
         num_steps = state.num_steps + 1
         images = state.images
         if self.config.observation == "pixels":

@@ -66,8 +66,8 @@ def observe(state_tm1: PongState, state: PongState, height: int, width: int) -> 
     """
     rows, columns = jnp.asarray(_coverage(HEIGHT, height)), jnp.asarray(_coverage(WIDTH, width))
     still = jnp.asarray(_small(_background(), height, width))
-    image = still + _score_images(ENEMY, height, width)[state.enemy_score]
-    image += _score_images(PLAYER, height, width)[state.player_score]
+    score = _score_images(ENEMY, height, width)[state.enemy_score] + _score_images(PLAYER, height, width)[state.player_score]
+    image = still.at[: score.shape[0]].add(score)
 
     terms: list[tuple[Array, Array, float]] = []  # rows [height], columns [width], grey above the background
     (enemy1, player1, ball1, across1), (enemy2, player2, ball2, across2) = _rectangles(state_tm1), _rectangles(state)
@@ -101,7 +101,7 @@ def _rectangles(state: PongState) -> tuple[Rows, Rows, Rows, Rows]:
     """Rows of the computer's paddle, of the player's, and of the ball, and the ball's columns. Cut to the field."""
     field = jnp.int32(physics.FIELD_TOP), jnp.int32(physics.FIELD_BOTTOM + 1)
 
-    def cut(top: Array, height: int) -> Rows:
+    def cut(top: Array, height: Array | int) -> Rows:
         return _cut((top, top + height), field)
 
     ball_height = jnp.where(state.ball_y > 0, physics.BALL_HEIGHT, 0)
@@ -187,9 +187,10 @@ def _score_masks(colour: tuple[int, int, int]) -> Array:
 @functools.cache
 def _score_images_np(colour: tuple[int, int, int], height: int, width: int) -> np.ndarray:
     grey = GREY[colour] - GREY[BACKGROUND]
-    return np.stack([_small(mask * float(grey), height, width) for mask in _score_masks_np(colour)])
+    images = np.stack([_small(mask * float(grey), height, width) for mask in _score_masks_np(colour)])
+    return images[:, : np.flatnonzero(images.any((0, 2))).max() + 1]
 
 
 def _score_images(colour: tuple[int, int, int], height: int, width: int) -> Array:
-    """`[22, height, width]` float32: what each score adds to the background."""
+    """`[22, n, width]` float32: what each score adds to the first `n` rows of the background."""
     return jnp.asarray(_score_images_np(colour, height, width))

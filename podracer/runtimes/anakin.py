@@ -8,7 +8,6 @@ configuration gives the same result, up to the rounding of one all-reduce, on an
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,22 +20,20 @@ from podracer.environment import Environment, Unsupported
 from podracer.ops import columns
 from podracer.plan import Plan
 from podracer.stores import ring
-from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, TrainState, Trajectory
+from podracer.types import ActorState, Array, Key, Mode, Params, Struct, TimeStep, TrainState, Trajectory
 
 AXIS = "devices"
 _COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
 
 
-@chex.dataclass(frozen=True)
-class EpisodeTotals:
+class EpisodeTotals(Struct):
     """Of the running episode of each environment: return `[B]` float32 and length `[B]` int32."""
 
     episode_return: Any
     episode_length: Any
 
 
-@chex.dataclass(frozen=True)
-class AnakinState:
+class AnakinState(Struct):
     """All that the program carries; with `--seeds` every leaf has a leading axis of seeds.
 
     train_state: replicated. env_state, timestep, actor_state, episode: `[B, ...]`, sharded over devices.
@@ -270,12 +267,13 @@ class Anakin:
 
     # Layout over devices.
 
-    def _partition_specs(self) -> AnakinState:
+    def _partition_specs(self) -> Any:
         lead = (None,) if self.plan.num_seeds > 1 else ()
-        batch = P(*lead, AXIS) if self.plan.num_devices > 1 else P()
+        batch: Any = P(*lead, AXIS) if self.plan.num_devices > 1 else P()
         replay = ring.Ring(data=batch, num_inserted=P()) if self.plan.replay_per_env else P()
+        whole: Any = P()
         return AnakinState(
-            train_state=P(),
+            train_state=whole,
             env_state=batch,
             timestep=batch,
             actor_state=batch,

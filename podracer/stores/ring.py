@@ -7,15 +7,13 @@ device, so a result does not depend on the number of devices.
 
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from podracer.types import Array, Key
+from podracer.types import Array, Key, Struct
 
 
-@chex.dataclass(frozen=True)
-class Ring:
+class Ring(Struct):
     """data: leaves `[B, length, ...]`. num_inserted: `[]` int32, saturates so that it never overflows."""
 
     data: Any
