@@ -143,4 +143,20 @@ PRESETS: Mapping[str, Preset] = {
             "anakin.num_envs": 16,
         },
     ),
+    # Replay of 128 unrolls of 20 steps of 84x84x4 bytes is about 76 MB. Untuned: a short first look at the real game.
+    "atari/pong": Preset(
+        num_steps=60_000,
+        overrides={
+            **_SMALL,
+            "agent.torso.hidden": (128,),
+            "agent.bins.limit": 3.0,
+            "agent.unroll_length": 20,
+            "agent.replay_share": 0.5,
+            "agent.replay_capacity": 128,
+            "agent.discount": 0.99,
+            "agent.learning_rate": 5e-4,
+            "anakin.num_envs": 16,
+            "eval_episodes": 2,
+        },
+    ),
 }
