@@ -1,8 +1,8 @@
 """Torsos: from an observation to a vector of features.
 
 Images are `[..., H, W, C]` uint8 and are scaled to [0, 1] on the device. On a CPU, XLA's convolutions are slow, above all
-their gradients inside a scan, so `Conv` there takes a form of the same sum made of matrix products (`benchmarks/conv.py`
-measures both); parameters and results are those of the ordinary convolution.
+their gradients inside a scan, so `Conv` there takes a form of the same sum made of matrix products;
+parameters and results are those of the ordinary convolution.
 """
 
 import dataclasses
