@@ -4,7 +4,7 @@
 
 Prints one JSON line a case:
 * `frames`: both games get the same actions on every frame; the share of frames that agree in every position, velocity and
-  score, over whole games, and of pictures of 210x160 pixels that agree in every pixel;
+  score, in a game that is never corrected, and of pictures of 210x160 pixels that agree in every pixel;
 * `returns`: fixed players in `atari_jax/pong` and in `atari/pong`, both with their default options (sticky actions): return and
   length of an episode, mean with standard error;
 * `policy`: what a run folder's newest checkpoint scores in either, wherever it was trained.

@@ -1,8 +1,8 @@
 """Pong, one television frame at a time, in integers.
 
-Every rule here was read off the ALE's Pong (ale-py 0.12.1) at frame skip 1, through its RAM and by changing its RAM; nothing
+Every rule here was read off the ALE's Pong (ale-py 0.12.1) at frame skip 1, through its RAM and its pictures; nothing
 was taken from the game's program. `benchmarks/pong_validation.py` holds it against the ALE: how many frames agree in
-every position, over whole games.
+every position, in a game that is never corrected.
 
 Coordinates are those of the game's RAM. A pixel column is `ball_x - 49`; the picture's rows are in rendering.py.
 """
