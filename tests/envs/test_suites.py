@@ -75,7 +75,8 @@ def test_every_layout_can_be_solved(task, size):
         assert cells[start] == gridworld.EMPTY
         assert goal in _reachable(cells, start)
         boards.add(cells.tobytes())
-    assert len(boards) >= 8
+    # Four rooms of size 5 have eight free cells, and so no more than eight boards.
+    assert len(boards) >= (8 if size == 5 else 9)
 
 
 @pytest.mark.parametrize("seed", range(4))
