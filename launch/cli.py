@@ -141,9 +141,11 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         parts = jobs.build(job)
         runtime = jobs.runtime_class(job.runtime)(parts.agent, parts.environment, parts.plan)
         try:
+            memory = runtime.memory()
             if not dry_run:
+                jobs.check_memory(memory, parts.plan.num_devices)
                 _write_job(run_dir, job, preset)
-            print("\n".join(jobs.outline(job, parts, preset, verbose=dry_run)), flush=True)
+            print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
             code = 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests)
         finally:
             runtime.close()

@@ -106,8 +106,45 @@ def build(job: JobConfig) -> Parts:
     return Parts(agent=agent, environment=environment, plan=plan)
 
 
-def outline(job: JobConfig, parts: Parts, preset: str, verbose: bool) -> list[str]:
-    """Lines that say what will run; all settings and the whole plan where `verbose`."""
+def check_memory(needed: Mapping[str, int], num_devices: int) -> None:
+    """Refuses a job whose arrays are larger than the memory that is free.
+
+    Args:
+      needed: bytes on one device, by what they are for.
+      num_devices: that the job takes; on a CPU they share the host's memory.
+
+    Raises:
+      ConfigError: it does not fit; the line names the largest part.
+    """
+    import jax
+
+    total, place = sum(needed.values()), "a device"
+    stats = jax.local_devices()[0].memory_stats()
+    if stats:
+        free = stats["bytes_limit"] - stats["bytes_in_use"]
+    else:
+        import psutil
+
+        total, free, place = num_devices * total, psutil.virtual_memory().available, "this host"
+    if total > free:
+        part = max(needed, key=lambda name: needed[name])
+        how = {"replay": "agent.replay_capacity", "learner": "the size of the networks"}.get(part, "anakin.num_envs")
+        raise ConfigError(
+            f"this job needs {human_bytes(total)} on {place}, most of it for {part}, and {human_bytes(free)} are free: lower {how}"
+        )
+
+
+def human_bytes(number: float) -> str:
+    """`1.5 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} GB" if number < 1000 else f"{number:,.0f} GB"
+
+
+def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str, verbose: bool) -> list[str]:
+    """Lines that say what will run; all settings, the whole plan and the memory of a device where `verbose`."""
     plan = parts.plan
     lines = [
         f"{job.agent_name} on {job.env_name}: {job.runtime}, {_many(plan.num_devices, 'device')}, "
@@ -118,6 +155,8 @@ def outline(job: JobConfig, parts: Parts, preset: str, verbose: bool) -> list[st
     if verbose:
         lines += ["", "settings (any of them with --set):"] + [f"  {key} = {value}" for key, value in keys(job).items()]
         lines += ["", "plan:"] + [f"  {key} = {value}" for key, value in dataclasses.asdict(plan).items()]
+        lines += ["", "memory of a device, without what a gradient keeps:"]
+        lines += [f"  {part} = {human_bytes(number)}" for part, number in memory.items()]
     return lines
 
 

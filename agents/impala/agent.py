@@ -68,12 +68,12 @@ class Impala(Agent[ImpalaConfig]):
     def act(
         self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
     ) -> tuple[ActorOutput, ActorState]:
-        (logits, value), actor_state = self._net.apply(params, jax.tree.map(lambda x: x[None], timestep), actor_state)
-        logits, value = logits[0], value[0]
+        (logits, _), actor_state = self._net.apply(params, jax.tree.map(lambda x: x[None], timestep), actor_state)
+        logits = logits[0]
         greedy = mode is Mode.EVALUATE and self.config.greedy_evaluation
         action = jnp.argmax(logits, axis=-1) if greedy else jax.vmap(jax.random.categorical)(key, logits)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
-        return ActorOutput(action=action.astype(jnp.int32), log_prob=log_prob, value=value), actor_state
+        return ActorOutput(action=action.astype(jnp.int32), log_prob=log_prob), actor_state
 
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
         import rlax  # costs more to import than jax itself

@@ -159,4 +159,22 @@ PRESETS: Mapping[str, Preset] = {
             "eval_episodes": 2,
         },
     ),
+    # The settings of the paper's Atari experiments with the IMPALA network, for accelerators: batches of 96 sequences of 30
+    # steps, of which 72 are replayed from 6 million steps, and 200 million frames. Widths of core and heads are not given.
+    "paper_atari": Preset(
+        num_steps=50_000_000,
+        overrides={
+            "agent.torso.kind": "impala",
+            "agent.torso.channel_scale": 4,
+            "agent.torso.hidden": (512,),
+            "agent.core.kind": "lstm",
+            "agent.core.size": 512,
+            "agent.dynamics.kind": "lstm",
+            "agent.dynamics.size": 1024,
+            "agent.head_hidden": (512,),
+            "agent.replay_capacity": 200_000,
+            "agent.decay_updates": 69_445,
+            "anakin.num_envs": 24,
+        },
+    ),
 }

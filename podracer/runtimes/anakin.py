@@ -6,6 +6,7 @@ only thing that crosses devices. Environments are numbered globally and keys der
 configuration gives the same result, up to the rounding of one all-reduce, on any number of devices.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -123,9 +124,7 @@ class Anakin:
 
     def train_state(self, state: AnakinState, seed_index: int = 0) -> TrainState:
         """The TrainState of one seed."""
-        if self.plan.num_seeds == 1:
-            return state.train_state
-        return jax.tree.map(lambda x: x[seed_index], state.train_state)
+        return jax.tree.map(lambda x: x[seed_index], state.train_state) if self.plan.num_seeds > 1 else state.train_state
 
     def actor_params(self, state: AnakinState, seed_index: int = 0) -> Params:
         """What one seed acts with."""
@@ -145,6 +144,31 @@ class Anakin:
                 env_state=fresh.env_state, timestep=fresh.timestep, actor_state=fresh.actor_state, episode=fresh.episode
             )
         return jax.device_put(saved, self._shardings())
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on one device, by what they are for; nothing is allocated to find out.
+
+        learner: parameters, their copies and the optimizer's state. environments: states and newest time steps. replay: the
+        ring. batch: of one update, online and replayed. What the gradient keeps, and temporaries, come on top.
+        """
+        state = jax.eval_shape(self.init)
+        local = jax.tree.map(
+            lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
+            state,
+            jax.tree.broadcast(self._shardings(), state),
+        )
+        seed_state = state
+        if self.plan.num_seeds > 1:
+            seed_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+        unroll = jax.eval_shape(lambda s: self._collect(s)[1], seed_state)
+        share = self.plan.num_seeds * (1 + self.plan.replay_per_env) / self.plan.num_devices
+        environments = (local.env_state, local.timestep, local.actor_state, local.episode)
+        return {
+            "learner": sum(jax.tree.leaves(local.train_state)),
+            "environments": sum(jax.tree.leaves(environments)),
+            "replay": sum(jax.tree.leaves(local.replay)),
+            "batch": round(share * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(unroll))),
+        }
 
     def close(self) -> None:
         """Releases environments that live outside XLA."""
@@ -233,27 +257,29 @@ class Anakin:
         params = self.agent.actor_params(state.train_state)
         act_key = rng.columns(rng.stream(self._update_key(state), "act"), state.env_index)
         env_key = rng.columns(rng.stream(self._update_key(state), "environment"), state.env_index)
-        version = jnp.full(state.env_index.shape, state.num_updates)
+        version = jnp.full((self.plan.unroll_length, *state.env_index.shape), state.num_updates)
 
-        def step(carry: tuple[Any, TimeStep, ActorState, EpisodeTotals], t: Array) -> tuple[Any, Any]:
-            env_state, timestep, actor_state, episode = carry
+        def step(carry: tuple[Any, ...], t: Array) -> tuple[Any, Any]:
+            env_state, timestep, actor_state, episode, counts = carry
             output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(act_key, t), Mode.TRAIN)
             env_state, next_timestep = self.environment.step(env_state, output.action, rng.at(env_key, t))
             episode, finished = _count(episode, next_timestep)
-            carry = (env_state, next_timestep, actor_state, episode)
-            return carry, (timestep, output.replace(version=version), finished)
+            carry = (env_state, next_timestep, actor_state, episode, jax.tree.map(jnp.add, counts, finished))
+            return carry, (timestep, output)
 
-        carry = (state.env_state, state.timestep, state.actor_state, state.episode)
-        (env_state, timestep, actor_state, episode), (timesteps, outputs, finished) = jax.lax.scan(
-            step, carry, jnp.arange(self.plan.unroll_length)
+        zeros = jax.tree.map(jnp.zeros_like, _count(state.episode, state.timestep)[1])
+        (env_state, timestep, actor_state, episode, counts), (timesteps, outputs) = jax.lax.scan(
+            step,
+            (state.env_state, state.timestep, state.actor_state, state.episode, zeros),
+            jnp.arange(self.plan.unroll_length),
         )
         trajectory = Trajectory(
             timestep=jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), timesteps, timestep),
-            actor_output=outputs,
+            actor_output=outputs.replace(version=version),
             actor_state=state.actor_state,
         )
         state = state.replace(env_state=env_state, timestep=timestep, actor_state=actor_state, episode=episode)
-        return state, trajectory, jax.tree.map(jnp.sum, finished)
+        return state, trajectory, jax.tree.map(jnp.sum, counts)
 
     def _mix(self, state: AnakinState, online: Trajectory, key: Key) -> tuple[ring.Ring, Trajectory, Key]:
         """Stores the online unrolls and appends replayed ones to them as further columns of the batch."""

@@ -54,6 +54,7 @@ def test_help_imports_nothing_heavy(arguments: str) -> None:
         ([*RUN, "--set", "agent.replay_share=0.4"], "no whole number of replayed sequences"),
         ([*RUN, "--set", "anakin.num_envs=15", "--devices", "2"], "does not divide over 2 devices: try 14 or 16"),
         ([*RUN, "--devices", "9"], "XLA_FLAGS"),
+        ([*RUN, "--set", "agent.replay_capacity=10_000_000_000_000"], "most of it for replay"),
         ([*RUN, "--preset", "shorr"], "did you mean short?"),
         ([*RUN, "--resume"], "--resume needs --run-dir"),
         ([*RUN, "--resume", "--run-dir", "no-such-folder"], "holds no run"),
@@ -86,6 +87,7 @@ def test_dry_run_prints_and_writes_nothing(podracer: Callable[..., Any], tmp_pat
     assert result.code == 0
     assert "num_steps = 2000000" in result.out
     assert "steps_per_update = 64" in result.out
+    assert "  replay = " in result.out
     assert not (tmp_path / "run").exists()
 
 

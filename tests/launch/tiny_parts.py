@@ -23,6 +23,7 @@ class TinyConfig:
     unroll_length: int = 4
     learning_rate: float = 0.05
     replay_share: float = 0.5
+    replay_capacity: int = 256
     explode_after: int = 0
 
 
@@ -67,7 +68,7 @@ class TinyAgent(Agent[TinyConfig]):
         return loss * jnp.where(bad, jnp.nan, 1.0), {"loss": loss}
 
     def data_spec(self) -> DataSpec:
-        return DataSpec(unroll_length=self.config.unroll_length, replay_share=self.config.replay_share, replay_capacity=256)
+        return DataSpec(self.config.unroll_length, self.config.replay_share, self.config.replay_capacity)
 
 
 @dataclasses.dataclass(frozen=True)

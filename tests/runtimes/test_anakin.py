@@ -68,6 +68,25 @@ def single():
     return build()
 
 
+@pytest.mark.parametrize("layout", [{}, {"num_devices": 4}, {"num_seeds": 2}])
+def test_memory_is_what_the_arrays_take(layout):
+    runtime = build(WithReplay, **{"num_devices": 1, **layout})
+    state, memory = runtime.init(), runtime.memory()
+
+    def on_one_device(*trees):
+        return sum(
+            x.addressable_shards[0].data.nbytes
+            for x in jax.tree.leaves(trees)
+            if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        )
+
+    assert memory["learner"] == on_one_device(state.train_state)
+    assert memory["replay"] == on_one_device(state.replay)
+    assert memory["environments"] >= on_one_device(state.env_state, state.timestep, state.actor_state, state.episode)
+    # Two of three sequences are replayed, and the ring holds four unrolls of every environment.
+    assert memory["batch"] == pytest.approx(memory["replay"] * 3 / 4, rel=0.01)
+
+
 def test_updates_of_one_call_equal_one_call_each_and_runs_repeat_bit_for_bit(single):
     once = params_after(single, 6)
     assert_trees_close(once, params_after(single, 1, 2, 3), atol=0)

@@ -1,0 +1,20 @@
+"""Presets are settings that exist, for environments that exist, with shapes that divide."""
+
+import pytest
+
+from podracer import registry
+from podracer.launch import job as jobs
+
+PAPER = {"paper_atari": "atari/pong"}
+CASES = [(agent, name) for agent in ("impala", "muesli") for name in sorted(registry.agent_class(agent).presets())]
+
+
+@pytest.mark.parametrize(("agent", "name"), CASES)
+def test_a_preset_makes_a_job(agent: str, name: str) -> None:
+    job, taken = jobs.new_job(jobs.Request("anakin", agent, PAPER.get(name, name), preset=name))
+    assert taken == name
+    parts = jobs.build(job)
+    assert parts.plan.num_updates > 10
+    # Where the learning rate falls to 0, it does so about when the budget ends, and not before.
+    if job.agent.decay_updates:
+        assert parts.plan.num_updates * parts.plan.minibatches / job.agent.decay_updates == pytest.approx(1, abs=0.01)
