@@ -30,8 +30,9 @@ from podracer.runtimes.anakin import AXIS, Anakin
 from podracer.types import Mode
 
 PEER = """
-import json, sys, time
+import json, sys, time, unittest.mock
 sys.path.insert(0, sys.argv[1])
+sys.modules["navix"] = unittest.mock.MagicMock()  # of another suite; it does not import with this jax
 import jax, ppo
 updates, envs = int(sys.argv[3]), int(sys.argv[2])
 settings = dict(LR=2.5e-4, NUM_ENVS=envs, NUM_STEPS=16, TOTAL_TIMESTEPS=envs * 16 * updates, UPDATE_EPOCHS=1, NUM_MINIBATCHES=1,

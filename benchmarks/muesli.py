@@ -1,26 +1,25 @@
 """Effects that the Muesli paper reports, made small: Hessel et al. 2021, https://arxiv.org/abs/2104.06159.
 
-    python benchmarks/muesli.py [R1 R2 R3 R4] [--out DIR] [--seeds N] [--workers N]
+    python benchmarks/muesli.py [R1 R2 R3 R4] [--out DIR] [--seeds N]
 
 * R1, figure 4: the scale of advantages from 1e-3 to 1e3, with CMPO's clip and without it.
 * R2, section 4.5: rewards times 1000, nothing else changed.
 * R3, figures 6a and 7a: Muesli without one of its parts at a time.
 * R4, figure 6b: how many actions estimate the CMPO loss, of 18.
 
-Prints one JSON line a case, and leaves for each reproduction a table (R1.md) and a figure (R1.png) in `--out`. A case is a
-population of seeds in one program of the Anakin runtime. Its score is the mean return of the training episodes (played by the
-target network's policy, as in the paper) that end in the last fifth of the budget; median, least and greatest over seeds
-are shown. Cases run side by side, one on each core; on an accelerator say `--workers 1`.
+Prints a JSON line for each row of the tables, and leaves for each reproduction a table (R1.md) and a figure (R1.png) in
+`--out`. A row is a population of seeds; rows that differ only in numbers share a program of the Anakin runtime. A score is the
+mean return of the training episodes (played by the target network's policy, as in the paper) that end in the last fifth of the
+budget; median, least and greatest over seeds are shown.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,95 +35,81 @@ from podracer.launch import job as jobs
 from podracer.launch.loop import Counters, updates
 from podracer.plan import make_plan
 from podracer.runtimes.anakin import Anakin
-from podracer.types import Array, Key, TimeStep, TrainState, Trajectory
+from podracer.types import Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
 
 _POINTS = 20
 _LAST_SHARE = 0.2
-_REWARD_FACTOR = 1000.0
 _NUM_ACTIONS = 18  # the full set of the Arcade Learning Environment
 _CATCH_IDLE = 1
 
 
-class ScaledReward(JaxEnvironment):
-    """`environment` with its rewards multiplied by `factor`."""
-
-    def __init__(self, environment: JaxEnvironment, factor: float):
-        self.environment, self.factor, self.spec = environment, factor, environment.spec
-
-    def reset(self, key: Key) -> tuple[Any, TimeStep]:
-        return self.environment.reset(key)
-
-    def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
-        state, timestep = self.environment.step(state, action, key)
-        return state, timestep.replace(reward=self.factor * timestep.reward)
-
-
 class PaddedActions(JaxEnvironment):
-    """`environment` with `num_actions` actions, of which those beyond its own do what its action `idle` does."""
+    """Catch with the number of actions that Atari has; those beyond its own leave the paddle where it is."""
 
-    def __init__(self, environment: JaxEnvironment, num_actions: int, idle: int):
-        self.environment, self.idle = environment, idle
-        self.spec = dataclasses.replace(environment.spec, action=specs.DiscreteArray(num_actions, name="action"))
+    def __init__(self, environment: Any):
+        self.environment = environment
+        self.spec = dataclasses.replace(environment.spec, action=specs.DiscreteArray(_NUM_ACTIONS, name="action"))
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
         return self.environment.reset(key)
 
     def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
-        own = jnp.where(action < self.environment.spec.num_actions, action, self.idle).astype(action.dtype)
+        own = jnp.where(action < self.environment.spec.num_actions, action, _CATCH_IDLE).astype(action.dtype)
         return self.environment.step(state, own, key)
 
 
-WRAPPERS: dict[str, Callable[[Any], JaxEnvironment]] = {
-    "reward x1000": lambda environment: ScaledReward(environment, _REWARD_FACTOR),
-    "18 actions": lambda environment: PaddedActions(environment, _NUM_ACTIONS, _CATCH_IDLE),
-}
+class Sweep(Muesli):
+    """Muesli with numbers of its config as data: members of a population can differ in them, and compile once.
 
-
-class ScaleSweep(Muesli):
-    """Muesli that takes `advantage_scale` from its state, so that a population can differ in it and a sweep compiles once.
-
-    `TrainState.extra` is the pair of the second moment and the scale.
+    `TrainState.extra` is a pair: Muesli's own, and the numbers by name. The number `reward_factor`, which is none of the
+    config, multiplies all rewards that the agent learns from; returns are reported without it.
     """
 
-    def init(self, key: Key) -> TrainState:
-        train_state = super().init(key)
-        return train_state.replace(extra=(train_state.extra, jnp.float32(self.config.advantage_scale)))
+    def _member(self, train_state: TrainState) -> tuple[Muesli, TrainState]:
+        own, numbers = train_state.extra
+        numbers = {name: value for name, value in numbers.items() if name != "reward_factor"}
+        return Muesli(self.spec, dataclasses.replace(self.config, **numbers)), train_state.replace(extra=own)
 
     def relabel(
         self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str
     ) -> tuple[TrainState, Trajectory]:
-        second_moment, scale = train_state.extra
-        agent = Muesli(self.spec, dataclasses.replace(self.config, advantage_scale=scale))
-        train_state, trajectory = agent.relabel(train_state.replace(extra=second_moment), trajectory, key, axis_name)
-        return train_state.replace(extra=(train_state.extra, scale)), trajectory
+        numbers = train_state.extra[1]
+        agent, own = self._member(train_state)
+        reward = numbers.get("reward_factor", 1.0) * trajectory.timestep.reward
+        trajectory = trajectory.replace(timestep=trajectory.timestep.replace(reward=reward))
+        own, trajectory = agent.relabel(own, trajectory, key, axis_name)
+        return own.replace(extra=(own.extra, numbers)), trajectory
+
+    def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
+        agent, own = self._member(train_state)
+        return agent.loss(params, own, trajectory, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One program, a population of seeds; with `scales`, a population for each scale of advantages.
+    """One program.
 
-    experiment: `R1` to `R4`. label: what sets this case apart. env: name of the environment; num_steps: agent steps a seed.
-    settings: overrides, in the grammar of `--set`, over the agent's preset for the environment. wrapper: a key of `WRAPPERS`,
-    or empty. return_unit: returns are divided by it. scales: of `ScaleSweep`, or empty.
+    experiment: `R1` to `R4`. env: name of the environment. num_steps: agent steps of one seed. settings: overrides, in the
+    grammar of `--set`, over the agent's preset for the environment. members: what the table calls each population of seeds
+    in the program, and the numbers that set it apart (see `Sweep`), by name; the same names for all.
+    padded: with `PaddedActions`.
     """
 
     experiment: str
-    label: str
     env: str
     num_steps: int
     settings: tuple[str, ...]
-    wrapper: str = ""
-    return_unit: float = 1.0
-    scales: tuple[float, ...] = ()
+    members: Mapping[str, Mapping[str, float]]
+    padded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a case, or of one scale of it; `P` points along the budget, `S` seeds.
+    """What came of one member of a case; `P` points along the budget, `S` seeds.
 
     steps: `[P]`, agent steps of one seed at the end of each point. returns: `[P, S]`, mean return of the episodes that ended
     since the point before, nan where none did. episodes: `[P, S]`, their number. finite: all parameters stayed finite.
-    compile_seconds: until the first update was done; seconds: of everything, beside the cases on other cores.
+    compile_seconds: of the whole case, until its first update was done; seconds: of the whole case.
     """
 
     case: Case
@@ -150,8 +135,8 @@ class Result:
             "experiment": self.case.experiment,
             "case": self.label,
             "env": self.case.env,
-            "wrapper": self.case.wrapper,
             "settings": self.case.settings,
+            "numbers": self.case.members[self.label],
             "num_steps": self.case.num_steps,
             "seeds": len(scores),
             "return_median": round(float(np.median(scores)), 3),
@@ -188,13 +173,16 @@ _MINATAR = (
     "agent.discount=0.99",
     "agent.learning_rate=2e-3",
 )
+_FACTORS: Mapping[str, Mapping[str, float]] = {"rewards x1": {"reward_factor": 1}, "rewards x1000": {"reward_factor": 1000}}
+_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    "Muesli": {"regularizer_weight": 1, "model_policy_weight": 1},
+    "no policy loss on the model": {"regularizer_weight": 1, "model_policy_weight": 0},
+    "policy gradient alone": {"regularizer_weight": 0, "model_policy_weight": 1},
+}
 _ABLATIONS = {
-    "Muesli": (),
-    "no policy loss on the model": ("agent.model_policy_weight=0",),
-    "one-step model (K=1)": ("agent.model_steps=1",),
-    "one-step q, no Retrace": ("agent.returns=model",),
-    "policy gradient alone": ("agent.policy_loss=pg",),
-    "CMPO alone": ("agent.policy_loss=cmpo",),
+    "CMPO alone": "agent.policy_loss=cmpo",
+    "one-step model (K=1)": "agent.model_steps=1",
+    "one-step q, no Retrace": "agent.returns=model",
 }
 
 
@@ -203,20 +191,25 @@ def cases(experiment: str) -> list[Case]:
     if experiment == "R1":
         common = (*_CATCH, "agent.normalize=false", "agent.policy_loss=cmpo")
         return [
-            Case("R1", f"clip {clip}", "catch", 120_000, (*common, f"agent.cmpo_clip={clip}"), scales=SCALES) for clip in CLIPS
+            Case(
+                "R1",
+                "catch",
+                100_000,
+                (*common, f"agent.cmpo_clip={clip}"),
+                {f"clip {clip}, scale {scale:g}": {"advantage_scale": scale} for scale in SCALES},
+            )
+            for clip in CLIPS
         ]
     if experiment == "R2":
-        settings = (*_CATCH, *_WIDE_BINS)
-        return [
-            Case("R2", "rewards x1", "catch", 100_000, settings),
-            Case("R2", "rewards x1000", "catch", 100_000, settings, "reward x1000", _REWARD_FACTOR),
-        ]
+        return [Case("R2", "catch", 30_000, (*_CATCH, *_WIDE_BINS), _FACTORS)]
     if experiment == "R3":
+        game, num_steps = "gymnax/Breakout-MinAtar", 60_000
         return [
-            Case("R3", label, "gymnax/Breakout-MinAtar", 80_000, _MINATAR + settings) for label, settings in _ABLATIONS.items()
+            Case("R3", game, num_steps, _MINATAR, _WEIGHTS),
+            *(Case("R3", game, num_steps, (*_MINATAR, setting), {label: {}}) for label, setting in _ABLATIONS.items()),
         ]
     return [
-        Case("R4", label, "catch", 100_000, (*_CATCH, f"agent.num_kl_samples={samples}"), "18 actions")
+        Case("R4", "catch", 40_000, (*_CATCH, f"agent.num_kl_samples={samples}"), {label: {}}, padded=True)
         for label, samples in (("1 sample", 1), ("4 samples", 4), ("16 samples", 16), ("exact", 0))
     ]
 
@@ -225,58 +218,50 @@ EXPERIMENTS = ("R1", "R2", "R3", "R4")
 
 
 def run(case: Case, num_seeds: int) -> list[Result]:
-    """Trains one case; a result for each of its scales."""
+    """Trains the members of a case together."""
     start = time.perf_counter()
     runtime, state = build(case, num_seeds)
     steps, returns, episodes, finite, compile_seconds = [], [], [], True, 0.0
     for _, counters, call in updates(runtime, state, Counters(), case.num_steps):
         steps.append(min(counters.agent_steps))
-        returns.append(call.metrics["episode_return"] / case.return_unit)
+        returns.append(call.metrics["episode_return"])
         episodes.append(call.metrics["episodes"])
         finite = finite & call.metrics["finite"]
         if call.compiled:
             compile_seconds = time.perf_counter() - start
     seconds = time.perf_counter() - start
-    labels = [f"{case.label}, scale {scale:g}" for scale in case.scales] or [case.label]
+    num = len(case.members)
+    parts = zip(
+        case.members, *(np.split(np.stack(x), num, axis=-1) for x in (returns, episodes)), np.split(finite, num), strict=True
+    )
     return [
-        Result(
-            case=case,
-            label=label,
-            steps=np.array(steps),
-            returns=np.array(returns)[:, members],
-            episodes=np.array(episodes)[:, members],
-            finite=bool(np.all(finite[members])),
-            compile_seconds=compile_seconds / len(labels),
-            seconds=seconds / len(labels),
-        )
-        for i, label in enumerate(labels)
-        for members in [slice(i * num_seeds, (i + 1) * num_seeds)]
+        Result(case, label, np.array(steps), part_returns, part_episodes, bool(np.all(ok)), compile_seconds, seconds)
+        for label, part_returns, part_episodes, ok in parts
     ]
 
 
 def build(case: Case, num_seeds: int) -> tuple[Anakin, Any]:
-    """The runtime of a case and its first state, from the job that the command line would make but for wrapper and scales."""
+    """The runtime of a case and its first state, from the job that the command line would make but for padding and members."""
     request = jobs.Request(
         runtime="anakin",
         agent="muesli",
         env=case.env,
         steps=case.num_steps,
-        seeds=num_seeds * max(len(case.scales), 1),
+        seeds=num_seeds * len(case.members),
         settings=case.settings,
     )
     job, _ = jobs.new_job(request)
     environment: Environment = registry.env(job.env_name).make(job.env)
-    if case.wrapper:
-        environment = WRAPPERS[case.wrapper](environment)
-    agent = (ScaleSweep if case.scales else Muesli)(environment.spec, job.agent)
+    if case.padded:
+        environment = PaddedActions(environment)
+    agent = Sweep(environment.spec, job.agent)
     plan = make_plan(job, agent, environment.spec, jax.local_device_count())
     runtime = Anakin(agent, environment, dataclasses.replace(plan, updates_per_call=math.ceil(plan.num_updates / _POINTS)))
     state = runtime.init()
-    if case.scales:
-        scales = jnp.repeat(jnp.array(case.scales, jnp.float32), num_seeds)
-        train_state = state.train_state
-        state = state.replace(train_state=train_state.replace(extra=(train_state.extra[0], scales)))
-    return runtime, state
+    each = [{name: jnp.float32(value) for name, value in numbers.items()} for numbers in case.members.values()]
+    numbers = jax.tree.map(lambda *values: jnp.repeat(jnp.stack(values), num_seeds), *each)
+    train_state = state.train_state
+    return runtime, state.replace(train_state=train_state.replace(extra=(train_state.extra, numbers)))
 
 
 def write_table(results: Sequence[Result], path: Path) -> None:
@@ -299,7 +284,8 @@ def write_figure(results: Sequence[Result], path: Path) -> None:
     FigureCanvasAgg(figure)
     curves, *rest = np.atleast_1d(figure.subplots(1, 2 if by_scale else 1))
     for i, result in enumerate(results):
-        seen = np.any(np.isfinite(result.returns), axis=1)
+        # The first and the last call are short: too few episodes for a mean.
+        seen = np.all(result.episodes > 0.25 * np.median(result.episodes, axis=0), axis=1)
         style = "--" if by_scale and i >= len(SCALES) else "-"
         colour = f"C{i % len(SCALES)}" if by_scale else f"C{i}"
         _band(curves, result.steps[seen], result.returns[seen].T, style, colour, result.label)
@@ -321,46 +307,26 @@ def _band(axes: Any, x: np.ndarray, values: np.ndarray, style: str, colour: str,
     axes.grid(alpha=0.3)
 
 
-def _take_core(cores: Any) -> None:
-    """Gives a worker a core to itself, before XLA counts the cores for its threads."""
-    if (core := cores.get()) is not None:
-        os.sched_setaffinity(0, {core})
-
-
-def _run(job: tuple[Case, int]) -> list[Result]:
-    return run(*job)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is given")
     parser.add_argument("--out", type=Path, default=Path("runs/muesli_benchmark"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--workers", type=int, default=0, help="cases at a time; 0: one on each core of this process")
     options = parser.parse_args()
-    experiments = options.experiments or list(EXPERIMENTS)
+    experiments = options.experiments or EXPERIMENTS
     if unknown := [name for name in experiments if name not in EXPERIMENTS]:
         parser.error(f"there is no {unknown[0]}: choose of {', '.join(EXPERIMENTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
 
-    available = sorted(os.sched_getaffinity(0))
-    num_workers = options.workers or len(available)
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for i in range(num_workers):
-        cores.put(available[i] if 1 < num_workers <= len(available) else None)
-    with context.Pool(num_workers, _take_core, (cores,)) as pool:
-        todo = [(case, options.seeds) for name in experiments for case in cases(name)]
-        done: dict[str, list[list[Result]]] = {name: [] for name in experiments}
-        for results in pool.imap(_run, todo):
-            for result in results:
+    for name in experiments:
+        results: list[Result] = []
+        for case in cases(name):
+            members = run(case, options.seeds)
+            for result in members:
                 print(json.dumps(result.line()), flush=True)
-            name = results[0].case.experiment
-            done[name].append(results)
-            if len(done[name]) == len(cases(name)):
-                flat = [result for results in done[name] for result in results]
-                write_table(flat, options.out / f"{name}.md")
-                write_figure(flat, options.out / f"{name}.png")
+            results += members
+        write_table(results, options.out / f"{name}.md")
+        write_figure(results, options.out / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def check_memory(needed: Mapping[str, int], num_devices: int) -> None:
         part = max(needed, key=lambda name: needed[name])
         how = {"replay": "agent.replay_capacity", "learner": "the size of the networks"}.get(part, "anakin.num_envs")
         raise ConfigError(
-            f"this job needs {human_bytes(total)} on {place}, most of it for {part}, and {human_bytes(free)} are free: lower {how}"
+            f"this job needs {human_bytes(total)} on {place}, most of it for {part}, "
+            f"and {human_bytes(free)} are free: lower {how}"
         )
 
 
@@ -146,11 +147,15 @@ def human_bytes(number: float) -> str:
 def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str, verbose: bool) -> list[str]:
     """Lines that say what will run; all settings, the whole plan and the memory of a device where `verbose`."""
     plan = parts.plan
+    defaults = keys(registry.env(job.env_name).suite.config())
+    # How the environment differs from its own protocol is worth a word even where a preset chose it.
+    chosen = [f"env.{key}={value}" for key, value in keys(job.env).items() if value != defaults[key]]
     lines = [
         f"{job.agent_name} on {job.env_name}: {job.runtime}, {_many(plan.num_devices, 'device')}, "
         f"{_many(plan.num_envs, 'environment')}, {_many(plan.num_seeds, 'seed')}; "
         f"{plan.steps_per_update:,} steps an update, budget {job.num_steps:,} agent steps"
         + (f" (preset {preset})" if preset else "")
+        + (f"; {', '.join(chosen)}" if chosen else "")
     ]
     if verbose:
         lines += ["", "settings (any of them with --set):"] + [f"  {key} = {value}" for key, value in keys(job).items()]

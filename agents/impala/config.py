@@ -68,11 +68,12 @@ def presets() -> Mapping[str, Preset]:
             },
         ),
         "atari_jax/pong": Preset(
-            num_steps=12_000_000,
+            num_steps=80_000_000,
             overrides={
                 "env.observation": "objects",
+                "agent.discount": 0.995,
                 "agent.learning_rate": 2e-3,
-                "agent.decay_updates": 9375,
+                "agent.decay_updates": 62_500,
                 "agent.trace_decay": 0.95,
                 # Most of the 18 actions do the same, so a uniform policy is already a narrow one.
                 "agent.entropy_cost": 1e-3,
