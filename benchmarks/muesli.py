@@ -221,22 +221,22 @@ def run(case: Case, num_seeds: int) -> list[Result]:
     """Trains the members of a case together."""
     start = time.perf_counter()
     runtime, state = build(case, num_seeds)
-    steps, returns, episodes, finite, compile_seconds = [], [], [], True, 0.0
+    steps, metrics, compile_seconds = [], [], 0.0
     for _, counters, call in updates(runtime, state, Counters(), case.num_steps):
         steps.append(min(counters.agent_steps))
-        returns.append(call.metrics["episode_return"])
-        episodes.append(call.metrics["episodes"])
-        finite = finite & call.metrics["finite"]
+        metrics.append(call.metrics)
         if call.compiled:
             compile_seconds = time.perf_counter() - start
     seconds = time.perf_counter() - start
-    num = len(case.members)
-    parts = zip(
-        case.members, *(np.split(np.stack(x), num, axis=-1) for x in (returns, episodes)), np.split(finite, num), strict=True
-    )
+
+    def by_member(name: str) -> list[np.ndarray]:
+        return np.split(np.stack([values[name] for values in metrics]), len(case.members), axis=1)
+
     return [
-        Result(case, label, np.array(steps), part_returns, part_episodes, bool(np.all(ok)), compile_seconds, seconds)
-        for label, part_returns, part_episodes, ok in parts
+        Result(case, label, np.array(steps), returns, episodes, bool(np.all(finite)), compile_seconds, seconds)
+        for label, returns, episodes, finite in zip(
+            case.members, by_member("episode_return"), by_member("episodes"), by_member("finite"), strict=True
+        )
     ]
 
 
@@ -282,7 +282,7 @@ def write_figure(results: Sequence[Result], path: Path) -> None:
     by_scale = results[0].case.experiment == "R1"
     figure = Figure(figsize=(11, 4) if by_scale else (7, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    curves, *rest = np.atleast_1d(figure.subplots(1, 2 if by_scale else 1))
+    curves, *rest = figure.subplots(1, 2 if by_scale else 1, squeeze=False)[0]
     for i, result in enumerate(results):
         # The first and the last call are short: too few episodes for a mean.
         seen = np.all(result.episodes > 0.25 * np.median(result.episodes, axis=0), axis=1)
