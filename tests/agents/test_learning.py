@@ -175,7 +175,7 @@ def test_muesli_learns_a_game_for_two_from_itself():
     if not registry.suite("pgx").available():
         pytest.skip("pgx is missing: pip install 'podracer-rl[pgx]'")
     settings = ("agent.torso.kind=mlp", "agent.torso.hidden=(64,)", "agent.evaluation=greedy", "anakin.num_envs=32")
-    trained = train("muesli", "pgx/tic_tac_toe", 2000, *settings)
+    trained = train("muesli", "pgx/tic_tac_toe", 1000, *settings)
     environment = registry.env("pgx/tic_tac_toe").make()
     score = jax.jit(lambda params: score_against_random(trained.agent, environment, params, 512))
     learned, fresh = score(trained.actor_params), score(trained.agent.init(jax.random.key(0)).params)
