@@ -67,27 +67,37 @@ def parts_of(runtime: Anakin) -> dict[str, Any]:
     params = agent.actor_params(state.train_state)
     specs = P()
 
-    def step_environments(n: jax.Array) -> Any:
-        def step(carry: Any, t: jax.Array) -> Any:
-            action = jax.tree.map(lambda x: x[t], trajectory.actor_output.action)
-            return environment.step(carry[0], action, rng.at(keys, t)), None
+    def anew(i: jax.Array) -> Any:
+        """What acting and environments are given at update `i`; a program that computes it once for all is no measure."""
+        return jax.lax.optimization_barrier(
+            (params, trajectory, rng.columns(jax.random.fold_in(state.key, i), state.env_index), i)
+        )[:3]
 
-        def update(_: jax.Array, carry: Any) -> Any:
+    def step_environments(n: jax.Array) -> Any:
+        def update(i: jax.Array, carry: Any) -> Any:
+            _, unroll, keys = anew(i)
+
+            def step(carry: Any, t: jax.Array) -> Any:
+                action = jax.tree.map(lambda x: x[t], unroll.actor_output.action)
+                return environment.step(carry[0], action, rng.at(keys, t)), None
+
             return jax.lax.scan(step, carry, jnp.arange(plan.unroll_length))[0]
 
         return jax.lax.fori_loop(0, n, update, (state.env_state, state.timestep))
 
     def act(n: jax.Array) -> Any:
-        def step(carry: Any, t: jax.Array) -> Any:
-            timestep = jax.tree.map(lambda x: x[t], trajectory.timestep)
-            output, carry = agent.act(params, carry, timestep, rng.at(keys, t), Mode.TRAIN)
-            return carry, output
+        def update(i: jax.Array, carry: Any) -> Any:
+            params, unroll, keys = anew(i)
 
-        def update(_: jax.Array, carry: Any) -> Any:
+            def step(carry: Any, t: jax.Array) -> Any:
+                timestep = jax.tree.map(lambda x: x[t], unroll.timestep)
+                output, carry = agent.act(params, carry, timestep, rng.at(keys, t), Mode.TRAIN)
+                return carry, output
+
             return jax.lax.scan(step, carry[0], jnp.arange(plan.unroll_length))
 
         first = update(jnp.int32(0), (state.actor_state, None))
-        return jax.lax.fori_loop(0, n - 1, update, first)
+        return jax.lax.fori_loop(1, n, update, first)
 
     def learn(n: jax.Array) -> Any:
         def update(_: jax.Array, train_state: Any) -> Any:
