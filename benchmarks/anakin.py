@@ -26,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 
 from podracer import config, rng
 from podracer.launch import job as jobs
-from podracer.runtimes.anakin import AXIS, Anakin
+from podracer.runtimes.anakin import Anakin
+from podracer.runtimes.learner import AXIS
 from podracer.types import Mode
 
 PEER = """

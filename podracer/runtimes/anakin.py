@@ -18,12 +18,11 @@ from jax.sharding import PartitionSpec as P
 from podracer import rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
-from podracer.ops import columns
 from podracer.plan import Plan
+from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.stores import ring
 from podracer.types import ActorState, Array, Key, Mode, Params, Struct, TimeStep, TrainState, Trajectory
 
-AXIS = "devices"
 _COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
 
 
@@ -53,10 +52,6 @@ class AnakinState(Struct):
     num_updates: Any
 
 
-class ReplicaDrift(RuntimeError):
-    """Devices hold different parameters: an `Agent.update` did not average its gradients over `axis_name`."""
-
-
 class Anakin:
     """The runtime. `init` once, then `run` as often as wanted; the state is the caller's to save."""
 
@@ -67,6 +62,7 @@ class Anakin:
           Unsupported: an environment outside XLA with several devices or seeds.
         """
         self.agent, self.plan = agent, plan
+        self.learner = Learner(agent, plan, plan.num_devices)
         self.environment = environment.vectorize(plan.num_envs, plan.seed)
         if not self.environment.pure and (plan.num_devices > 1 or plan.num_seeds > 1):
             self.environment.close()
@@ -116,7 +112,7 @@ class Anakin:
         state, metrics = self._program(state, jnp.int32(num_updates))
         host = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
         if np.any(host.pop("drift")):
-            raise ReplicaDrift("the devices' parameters differ: Agent.update must average gradients over axis_name (lax.pmean)")
+            raise ReplicaDrift
         with np.errstate(invalid="ignore"):
             for name in ("episode_return", "episode_length"):
                 host[name] = np.where(host["episodes"] > 0, host[name] / np.maximum(host["episodes"], 1), np.nan)
@@ -196,8 +192,8 @@ class Anakin:
             num_updates=jnp.int32(0),
         )
         if self.plan.replay_per_env:
-            trajectory = jax.eval_shape(lambda s: columns.batch_major(self._collect(s)[1]), state)
-            state = state.replace(replay=ring.init(trajectory, self.plan.replay_length))
+            replay = self.learner.init_replay(jax.eval_shape(lambda s: self._collect(s)[1], state))
+            state = state.replace(replay=replay)
         return state
 
     def _run(self, state: AnakinState, num_updates: Array) -> tuple[AnakinState, dict[str, Array]]:
@@ -216,39 +212,16 @@ class Anakin:
         state, sums = jax.lax.fori_loop(0, num_updates, body, (state, zeros))
         counts = {name: jax.lax.psum(sums.pop(name), AXIS) for name in _COUNTS}
         means = jax.tree.map(lambda x: jax.lax.pmean(x / num_updates, AXIS), sums)
-        leaves = [x for x in jax.tree.leaves(state.train_state.params) if jnp.issubdtype(x.dtype, jnp.floating)]
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in leaves]))
-        drift = jnp.any(jnp.stack([jnp.any(jax.lax.pmax(x, AXIS) != jax.lax.pmin(x, AXIS)) for x in leaves])) & finite
-        return state, {**means, **counts, "finite": finite, "drift": drift}
+        params = state.train_state.params
+        return state, {**means, **counts, "finite": is_finite(params), "drift": drift(params)}
 
     def _update(self, state: AnakinState) -> tuple[AnakinState, dict[str, Array]]:
         """One unroll of every environment of this device and one learning step. Metrics are sums over this device."""
+        key = self._update_key(state)
         state, trajectory, counts = self._collect(state)
-        key = rng.columns(rng.stream(self._update_key(state), "learn"), state.env_index)
-        if self.plan.replay_per_env:
-            replay, trajectory, key = self._mix(state, trajectory, key)
-            state = state.replace(replay=replay)
-        train_state, metrics = self._learn(state.train_state, trajectory, key)
-        state = state.replace(train_state=train_state, num_updates=state.num_updates + 1)
-        metrics = {name: jnp.mean(jnp.asarray(value, jnp.float32)) for name, value in metrics.items()}
+        train_state, replay, metrics = self.learner.update(state.train_state, state.replay, trajectory, state.env_index, key)
+        state = state.replace(train_state=train_state, replay=replay, num_updates=state.num_updates + 1)
         return state, {**metrics, **counts}
-
-    def _learn(self, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[TrainState, Any]:
-        """The gradient steps of one update. Metrics are means over them."""
-        num = self.plan.minibatches
-        if num == 1:
-            return self.agent.update(train_state, trajectory, key, AXIS)
-        # Environment e and what is replayed with it belong to minibatch e mod num, on however many devices.
-        num_envs, per_env = self.plan.envs_per_device, self.plan.replay_per_env
-        online = np.arange(num_envs).reshape(-1, num).T
-        replayed = num_envs + online[..., None] * per_env + np.arange(per_env)
-        order = np.concatenate([online, replayed.reshape(num, num_envs // num * per_env)], axis=1)
-
-        def step(train_state: TrainState, batch: tuple[Trajectory, Key]) -> tuple[TrainState, Any]:
-            return self.agent.update(train_state, *batch, AXIS)
-
-        train_state, metrics = jax.lax.scan(step, train_state, (columns.take(trajectory, order), key[order]))
-        return train_state, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
     def _update_key(self, state: AnakinState) -> Key:
         return jax.random.fold_in(state.key, state.num_updates)
@@ -280,16 +253,6 @@ class Anakin:
         )
         state = state.replace(env_state=env_state, timestep=timestep, actor_state=actor_state, episode=episode)
         return state, trajectory, jax.tree.map(jnp.sum, counts)
-
-    def _mix(self, state: AnakinState, online: Trajectory, key: Key) -> tuple[ring.Ring, Trajectory, Key]:
-        """Stores the online unrolls and appends replayed ones to them as further columns of the batch."""
-        num = self.plan.replay_per_env
-        replay = ring.insert(state.replay, columns.batch_major(online))
-        draw = rng.columns(rng.stream(self._update_key(state), "replay"), state.env_index)
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ring.sample(replay, draw, num))
-        trajectory = columns.concatenate(online, columns.batch_major(flat))
-        more = jax.vmap(lambda k: rng.columns(k, 1 + jnp.arange(num)))(key).reshape(-1)
-        return replay, trajectory, jnp.concatenate([key, more])
 
     # Layout over devices.
 

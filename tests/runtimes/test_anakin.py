@@ -12,7 +12,8 @@ from podracer import config, plan, registry
 from podracer.agent import DataSpec
 from podracer.agents.impala.agent import Impala
 from podracer.environment import Environment, Unsupported, VectorEnvironment
-from podracer.runtimes.anakin import Anakin, ReplicaDrift
+from podracer.runtimes.anakin import Anakin
+from podracer.runtimes.learner import ReplicaDrift
 from podracer.types import Mode
 
 SMALL = {
@@ -237,7 +238,8 @@ def test_replayed_columns_are_past_unrolls_of_the_same_environment():
     def step(state):
         state, online, _ = runtime._collect(state)
         keys = jax.random.split(jax.random.key(0), 16)
-        replay, mixed, key = runtime._mix(state, online, keys)
+        draw = jax.random.split(jax.random.fold_in(jax.random.key(1), state.num_updates), 16)
+        replay, mixed, key = runtime.learner.mix(state.replay, online, draw, keys)
         return state.replace(replay=replay, num_updates=state.num_updates + 1), online, mixed, key
 
     seen: list[list[bytes]] = [[] for _ in range(16)]
