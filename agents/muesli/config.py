@@ -160,11 +160,11 @@ PRESETS: Mapping[str, Preset] = {
     ),
     # Many small gradient steps count for more here than replay does. Of the 18 actions only 6 differ.
     "atari_jax/pong": Preset(
-        num_steps=22_000_000,
+        num_steps=15_000_000,
         overrides={
             **_PONG,
             "agent.replay_share": 0.0,
-            "agent.decay_updates": 85_938,
+            "agent.decay_updates": 58_594,
             "anakin.num_envs": 64,
         },
     ),
