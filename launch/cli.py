@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,17 @@ from podracer import __version__, registry
 from podracer.config import ConfigError
 from podracer.launch.surroundings import prepare
 
+_SEBULBA_FLAGS = ("actor_devices", "learner_devices", "max_lag")
+_SEBULBA_HELP = """Train an agent on environments of the host: actor devices act, learner devices learn (Sebulba).
+
+The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
+
+\b
+Examples:
+  podracer launch sebulba --agent impala --env gymnax/CartPole-v1
+  podracer launch sebulba --agent muesli --env atari/pong --max-lag 2
+  podracer launch sebulba --agent impala --env catch --set sebulba.sync=true    in turns; as deterministic as Anakin
+"""
 _LAUNCH_HELP = """Train an agent in one XLA program: environment, acting and learning together (Anakin).
 
     \b
@@ -119,6 +130,21 @@ def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **request: Any) ->
     from podracer.launch.job import Request
 
     _launch(Request(runtime="anakin", **request), run_dir, resume, dry_run)
+
+
+@launch.command(help=_SEBULBA_HELP)
+@_job_options
+@click.option("--actor-devices", type=Count(1), help="Devices that act.  [default: a quarter, or the only one]")
+@click.option("--learner-devices", type=Count(1), help="Devices that learn.  [default: the others, or the only one]")
+@click.option("--max-lag", type=Count(0), help="Updates that may lie between acting and learning.  [default: 4]")
+def sebulba(run_dir: Path | None, resume: bool, dry_run: bool, settings: Sequence[str], **options: Any) -> None:
+    from podracer.launch.job import Request
+
+    if options["devices"] is not None:
+        raise ConfigError("--devices is for Anakin: say --actor-devices and --learner-devices")
+    flags = [f"sebulba.{name}={options.pop(name)}" for name in _SEBULBA_FLAGS if options[name] is not None]
+    request = {name: value for name, value in options.items() if name not in _SEBULBA_FLAGS}
+    _launch(Request(runtime="sebulba", settings=(*settings, *flags), **request), run_dir, resume, dry_run)
 
 
 def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> None:

@@ -167,11 +167,15 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
 
 def runtime_class(name: str) -> Any:
     """The runtime called `name`."""
-    if name != "anakin":
-        raise ConfigError(f"unknown runtime {name!r}: there is anakin")
-    from podracer.runtimes.anakin import Anakin
+    if name == "anakin":
+        from podracer.runtimes.anakin import Anakin
 
-    return Anakin
+        return Anakin
+    if name == "sebulba":
+        from podracer.runtimes.sebulba.runtime import Sebulba
+
+        return Sebulba
+    raise ConfigError(f"unknown runtime {name!r}: there are anakin and sebulba")
 
 
 def fingerprint(job: JobConfig) -> dict[str, Any]:

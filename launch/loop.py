@@ -47,8 +47,8 @@ class Counters:
 class Call:
     """One call of a runtime.
 
-    num_updates: that it ran. metrics: name to `[num_seeds]`. seconds: since the call before, whatever was done between
-    included. compiled: it is the first of its process.
+    num_updates: that it ran, fewer than asked for where someone wants to stop. metrics: name to `[num_seeds]`. seconds: since
+    the call before, whatever was done between included. compiled: it is the first of its process.
     """
 
     num_updates: int
@@ -83,7 +83,8 @@ def updates(
         num_updates = min(size, largest, math.ceil(left / plan.steps_per_update))
         state, metrics = runtime.run(state, num_updates)
         now = clock()
-        call = Call(num_updates=num_updates, metrics=metrics, seconds=now - mark, compiled=compiled)
+        made = int(metrics["updates"][0]) if "updates" in metrics else num_updates
+        call = Call(num_updates=made, metrics=metrics, seconds=now - mark, compiled=compiled)
         mark = now
         counters = _count(counters, call)
         yield state, counters, call

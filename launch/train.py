@@ -18,6 +18,7 @@ from podracer.metrics.meter import Meter
 from podracer.metrics.progress import ProgressLine
 
 _SECONDS_PER_ROW = 1.0
+_ACTOR_WORDS = {"env": "environment", "infer": "inference", "transfer": "transfer", "wait": "queue"}
 
 
 class Diverged(Exception):
@@ -50,6 +51,7 @@ class Run:
           Diverged: parameters are not finite.
         """
         runtime = self.runtime
+        runtime.should_stop = lambda: self.requests.pending
         checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job))
         try:
             state, counters = self._start(checkpoints)
@@ -72,10 +74,8 @@ class Run:
             del state
             state, counters = runtime.restore(saved.state), Counters.from_json(saved.counters)
             print(f"resumed after update {counters.num_updates:,}, {counters.num_agent_steps:,} agent steps")
-            if not runtime.environment.pure:
-                print(
-                    f"{self.job.env_name} lives outside XLA: its episodes start anew, so this run is not bit for bit the same"
-                )
+            if not runtime.resumes_exactly:
+                print(f"the episodes of {self.job.env_name} start anew, so this run is not bit for bit the same")
         elif self.resumed:
             print("no checkpoint was saved yet: starting from the beginning")
         return state, counters
@@ -152,8 +152,18 @@ class Recorder:
         if np.any(np.isfinite(returns)):
             self._return = float(np.nanmedian(returns))
         detail = "" if np.isnan(self._return) else f"return {self._return:.2f}"
+        if "lag" in row:
+            detail = "  ".join(part for part in (detail, _where_time_goes(row)) if part)
         rate = counters.timed_steps / counters.timed_seconds if counters.timed_seconds else float("nan")
         line.update(counters.num_agent_steps, rate, detail)
+
+
+def _where_time_goes(row: dict[str, Any]) -> str:
+    """Shares of the actors' and of the learner's time, and the lag between the two."""
+    actor = ", ".join(f"{name} {row[f'actor_{key}']:.0%}" for name, key in _ACTOR_WORDS.items())
+    learner = f"update {row['learner_update']:.0%}, wait {row['learner_wait']:.0%}"
+    restarts = f"  {row['restarts']:.0f} restarts" if row["restarts"] else ""
+    return f"actors: {actor}  learner: {learner}  lag {row['lag']:.1f}{restarts}"
 
 
 def _check_finite(call: Call, counters: Counters, job: JobConfig, saved_at: int) -> None:

@@ -29,14 +29,35 @@ class AnakinConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SebulbaConfig:
+    """Settings of the Sebulba runtime. An actor has `anakin.num_envs` environments; an update learns from one of its unrolls.
+
+    actor_devices, learner_devices: how many; the first ones act. 0 for both: on a single device both share it, of several a
+      quarter act and the others learn.
+    threads: actors on each actor device; one's environments step while another's device works.
+    max_lag: updates that may lie between the parameters that acted and the update that learns from it.
+    sync: acting and learning take turns, with one actor and no lag; the result does not depend on timing.
+    env_timeout: seconds that a step of an actor's environments may take. max_restarts: of actors, before the run gives up.
+    """
+
+    actor_devices: int = 0
+    learner_devices: int = 0
+    threads: int = 2
+    max_lag: int = 4
+    sync: bool = False
+    env_timeout: float = 60.0
+    max_restarts: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
 class JobConfig:
     """Everything a user can choose about a run. Two runs with equal configs are the same run.
 
-    agent_name, env_name: as in the registries; runtime: `anakin`.
+    agent_name, env_name: as in the registries; runtime: `anakin` or `sebulba`.
     num_steps: budget in agent steps, over all environments.
     seed: the seed from which all randomness derives; num_seeds: population of seeds `seed, seed + 1, ...`.
     num_devices: 0 means all that there are.
-    agent, env, anakin: the settings of each part.
+    agent, env, anakin, sebulba: the settings of each part.
     """
 
     agent_name: str
@@ -51,6 +72,7 @@ class JobConfig:
     eval_episodes: int = 32
     checkpoint_seconds: float = 120.0
     anakin: AnakinConfig = AnakinConfig()
+    sebulba: SebulbaConfig = SebulbaConfig()
 
 
 @dataclasses.dataclass(frozen=True)

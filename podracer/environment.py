@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import types
+from podracer import rng, types
 from podracer.types import Array, EnvironmentSpec, Key, Struct, TimeStep
 
 
@@ -48,6 +48,64 @@ class VectorEnvironment(abc.ABC):
         """Releases what lives outside XLA."""
 
 
+class HostEnvironment(abc.ABC):
+    """`B` environments on the host, stepped from Python, which reset themselves as in `VectorEnvironment`.
+
+    Time steps have NumPy leaves `[n, ...]` that are never written to again. One thread uses it at a time.
+    """
+
+    spec: EnvironmentSpec
+    num_envs: int
+
+    @abc.abstractmethod
+    def reset(self, timeout: float) -> TimeStep:
+        """Starts all environments; FIRST time steps `[B]`. Raises as `recv` does."""
+
+    @abc.abstractmethod
+    def send(self, action: np.ndarray, env_id: np.ndarray) -> None:
+        """Begins a step of some environments, none of which is in the middle of one.
+
+        Args:
+          action: `[n, ...]`, as the specification has it. env_id: `[n]` int, of 0 to B - 1.
+        """
+
+    @abc.abstractmethod
+    def recv(self, timeout: float) -> tuple[np.ndarray, TimeStep]:
+        """Waits for environments that have finished their step.
+
+        Args:
+          timeout: seconds.
+
+        Returns:
+          `env_id` `[n]` of at least one, and their time steps `[n]`.
+
+        Raises:
+          TimeoutError: none did in time. EnvironmentFailed: one raised, or its process died.
+        """
+
+    def step(self, action: np.ndarray, timeout: float) -> TimeStep:
+        """Steps all environments. `action` `[B, ...]`; time steps `[B]`, in order. Raises as `recv` does."""
+        self.send(action, np.arange(self.num_envs))
+        ids, parts = self.recv(timeout)
+        while len(ids) < self.num_envs:
+            more, part = self.recv(timeout)
+            ids = np.concatenate([ids, more])
+            parts = jax.tree.map(lambda x, y: np.concatenate([x, y]), parts, part)
+        order = np.argsort(ids)
+        return jax.tree.map(lambda x: x[order], parts)
+
+    def render(self) -> np.ndarray | None:
+        """The first environment as `[H, W, 3]` uint8 for people to look at, or None where there is no picture."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 - some hold nothing
+        """Ends processes and threads. Safe to call twice, and after a failure."""
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment on the host raised, or its process died. Its text is one line that names it and the cause."""
+
+
 class Environment(abc.ABC):
     """An environment that a registry can make: its signature, and how to get many of it. Immutable."""
 
@@ -60,6 +118,18 @@ class Environment(abc.ABC):
         Raises:
           Unsupported: this environment cannot run inside an XLA program here.
         """
+
+    def host(self, num_envs: int, seed: int, first_env: int = 0) -> HostEnvironment:
+        """`num_envs` copies on the host, for the Sebulba runtime.
+
+        Args:
+          num_envs: `B`.
+          seed: of the whole job. first_env: the global number of the first of these; no two share their randomness.
+
+        Raises:
+          Unsupported: this environment cannot run on the host.
+        """
+        raise Unsupported(f"{self.spec.name} does not run on the host, so not in Sebulba: use Anakin")
 
 
 class JaxEnvironment(Environment):
@@ -81,6 +151,9 @@ class JaxEnvironment(Environment):
     def vectorize(self, num_envs: int, seed: int = 0) -> VectorEnvironment:
         del num_envs, seed
         return AutoReset(self)
+
+    def host(self, num_envs: int, seed: int, first_env: int = 0) -> HostEnvironment:
+        return JaxHost(self, num_envs, seed, first_env)
 
 
 class _AutoResetState(Struct):
@@ -129,6 +202,51 @@ class AutoReset(VectorEnvironment):
     def render(self, state: Any) -> np.ndarray | None:
         frame = self._render(state)
         return None if frame is None else np.asarray(frame)
+
+
+class JaxHost(HostEnvironment):
+    """A `JaxEnvironment` on the host's CPU, with the very stream of time steps that it has in Anakin."""
+
+    def __init__(self, environment: JaxEnvironment, num_envs: int, seed: int, first_env: int):
+        self.environment, self.spec, self.num_envs = AutoReset(environment), environment.spec, num_envs
+        with jax.default_device(jax.devices("cpu")[0]):
+            index = first_env + jnp.arange(num_envs)
+            self._reset_keys, self._step_keys = environment_keys(jax.random.key(seed), index)
+        self._reset = jax.jit(self.environment.reset)
+        self._step = jax.jit(lambda state, action, keys, t: self.environment.step(state, action, rng.at(keys, t)))
+        self._state: Any = None
+        self._count = 0
+        self._arrived: list[tuple[np.ndarray, TimeStep]] = []
+
+    def reset(self, timeout: float) -> TimeStep:
+        del timeout
+        self._arrived.clear()
+        self._state, timestep = self._reset(self._reset_keys)
+        return jax.device_get(timestep)
+
+    def send(self, action: np.ndarray, env_id: np.ndarray) -> None:
+        """All environments at once: they are one batch."""
+        if len(env_id) != self.num_envs:
+            raise Unsupported(f"{self.spec.name} steps its {self.num_envs} environments together, not {len(env_id)}")
+        in_order = np.empty_like(action)
+        in_order[env_id] = action
+        cpu = jax.device_put(in_order, self._step_keys.device)
+        self._state, timestep = self._step(self._state, cpu, self._step_keys, np.int32(self._count))
+        self._count += 1
+        self._arrived.append((np.arange(self.num_envs), timestep))
+
+    def recv(self, timeout: float) -> tuple[np.ndarray, TimeStep]:
+        del timeout
+        env_id, timestep = self._arrived.pop(0)
+        return env_id, jax.device_get(timestep)
+
+    def render(self) -> np.ndarray | None:
+        return self.environment.render(self._state)
+
+
+def environment_keys(seed_key: Key, index: Array) -> tuple[Key, Key]:
+    """Keys `[B]` of a reset, and keys `[B]` from which `rng.at` makes those of each step, for global numbers `index` `[B]`."""
+    return rng.columns(rng.stream(seed_key, "reset"), index), rng.columns(rng.stream(seed_key, "environment"), index)
 
 
 def _strong(tree: Any) -> Any:

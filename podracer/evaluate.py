@@ -15,11 +15,14 @@ import numpy as np
 
 from podracer import rng
 from podracer.agent import Agent
-from podracer.environment import Environment, Unsupported, VectorEnvironment
+from podracer.environment import Environment, HostEnvironment, Unsupported, VectorEnvironment
 from podracer.types import Array, Mode, Params, TimeStep
 
 _SECONDS_PER_CALL = 1.0
 _MAX_FRAMES = 6000
+_HOST_TIMEOUT = 60.0
+_FIRST_ENV = 2**20
+"""Number of the first environment on the host: far from those of training, whose randomness it must not share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +83,15 @@ class Evaluator:
         self.max_episode_steps = max_episode_steps
         self.quota = np.full(self.num_envs, num_episodes // self.num_envs)
         self.quota[: num_episodes % self.num_envs] += 1
-        self.environment: VectorEnvironment = environment.vectorize(self.num_envs, seed)
+        self.environment = _open(environment, self.num_envs, seed)
         key = rng.stream(jax.random.key(seed), "evaluate")
         index = jnp.arange(self.num_envs)
         self._keys = {name: rng.columns(rng.stream(key, name), index) for name in ("reset", "act", "environment")}
-        self._reset = jax.jit(self.environment.reset) if self.environment.pure else self.environment.reset
-        self._advance = jax.jit(self._advance_many)
+        if isinstance(self.environment, HostEnvironment):
+            self._advance: Callable[[Params, _Carry, int], _Carry] = self._advance_on_host
+            self._act_jit, self._count_jit = jax.jit(self._act), jax.jit(self._count)
+        else:
+            self._advance = jax.jit(self._advance_many)
 
     def run(
         self, params: Params, *, record: bool = False, on_progress: Callable[[int, int], None] | None = None
@@ -100,8 +106,7 @@ class Evaluator:
         Raises:
           Unsupported: an episode that does not end.
         """
-        env_state, timestep = self._reset(self._keys["reset"])
-        carry = self._start(env_state, timestep)
+        carry = self._start(*self._reset())
         frames: list[np.ndarray] = []
         if record:
             carry = self._record(params, carry, frames)
@@ -125,6 +130,12 @@ class Evaluator:
     def close(self) -> None:
         """Releases environments that live outside XLA."""
         self.environment.close()
+
+    def _reset(self) -> tuple[Any, TimeStep]:
+        environment = self.environment
+        if isinstance(environment, HostEnvironment):
+            return (), jax.device_put(environment.reset(_HOST_TIMEOUT))
+        return (jax.jit(environment.reset) if environment.pure else environment.reset)(self._keys["reset"])
 
     def _start(self, env_state: Any, timestep: TimeStep) -> _Carry:
         size, longest = self.num_envs, int(self.quota.max())
@@ -152,9 +163,30 @@ class Evaluator:
         return jax.lax.while_loop(unfinished, lambda c: self._step(params, c), carry)
 
     def _step(self, params: Params, carry: _Carry) -> _Carry:
-        act_key, env_key = rng.at(self._keys["act"], carry.t), rng.at(self._keys["environment"], carry.t)
-        output, actor_state = self.agent.act(params, carry.actor_state, carry.timestep, act_key, self.mode)
-        env_state, timestep = self.environment.step(carry.env_state, output.action, env_key)
+        assert isinstance(self.environment, VectorEnvironment)
+        action, actor_state = self._act(params, carry)
+        env_key = rng.at(self._keys["environment"], carry.t)
+        env_state, timestep = self.environment.step(carry.env_state, action, env_key)
+        return self._count(carry, env_state, timestep, actor_state)
+
+    def _advance_on_host(self, params: Params, carry: _Carry, num_steps: int) -> _Carry:
+        """As `_advance_many`, from Python."""
+        assert isinstance(self.environment, HostEnvironment)
+        for _ in range(num_steps):
+            if np.all(np.asarray(carry.count) >= self.quota):
+                break
+            action, actor_state = self._act_jit(params, carry)
+            timestep = self.environment.step(np.asarray(action), _HOST_TIMEOUT)
+            carry = self._count_jit(carry, (), jax.device_put(timestep), actor_state)
+        return carry
+
+    def _act(self, params: Params, carry: _Carry) -> tuple[Any, Any]:
+        key = rng.at(self._keys["act"], carry.t)
+        output, actor_state = self.agent.act(params, carry.actor_state, carry.timestep, key, self.mode)
+        return output.action, actor_state
+
+    def _count(self, carry: _Carry, env_state: Any, timestep: TimeStep, actor_state: Any) -> _Carry:
+        """Adds an arrival to the running totals, and what ended with it to the results."""
         first = timestep.first()
         total = jnp.where(first, 0.0, carry.total + carry.sign * timestep.reward)
         length = jnp.where(first, 0, carry.length + 1)
@@ -218,9 +250,20 @@ def evaluate(
         evaluator.close()
 
 
-def _picture(environment: VectorEnvironment, carry: _Carry) -> np.ndarray | None:
+def _open(environment: Environment, num_envs: int, seed: int) -> VectorEnvironment | HostEnvironment:
+    """Inside the program where that can be, else on the host."""
+    try:
+        return environment.vectorize(num_envs, seed)
+    except Unsupported as error:
+        try:
+            return environment.host(num_envs, seed, _FIRST_ENV)
+        except Unsupported:
+            raise error from None
+
+
+def _picture(environment: VectorEnvironment | HostEnvironment, carry: _Carry) -> np.ndarray | None:
     """The first environment as `[H, W, 3]` uint8: its own rendering, else what the agent sees, if that is an image."""
-    picture = environment.render(carry.env_state)
+    picture = environment.render() if isinstance(environment, HostEnvironment) else environment.render(carry.env_state)
     if picture is not None:
         return np.asarray(picture, np.uint8)
     for leaf in jax.tree.leaves(carry.timestep.observation):

@@ -4,21 +4,39 @@ import dataclasses
 import math
 
 from podracer.agent import Agent
-from podracer.config import ConfigError, JobConfig
+from podracer.config import ConfigError, JobConfig, SebulbaConfig
 from podracer.types import EnvironmentSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorPlan:
+    """The acting side of Sebulba.
+
+    num_devices: that act, the first ones of the host. first_learner: index of the first device that learns; 0 where one
+    device does both. threads: actors on each of them. max_lag: in updates. timeout: seconds of a step of the environments.
+    max_restarts: of actors.
+    """
+
+    num_devices: int
+    first_learner: int
+    threads: int
+    max_lag: int
+    timeout: float
+    max_restarts: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a runtime executes and `--dry-run` prints.
 
-    num_devices: devices of the mesh. num_envs: environments over all devices; envs_per_device: of one.
+    num_devices: devices of the mesh; in Sebulba those that learn. num_envs: environments over all devices, in Sebulba those
+    of one actor; envs_per_device: of one.
     unroll_length: `T`. minibatches: gradient steps of one update. batch_size: sequences in the batch of one gradient step,
     online and replayed; replay_per_env: replayed sequences
     that go with each online one; replay_length: unrolls that each environment's ring holds.
     steps_per_update: environment slots that one update consumes, `T * num_envs`; a slot in which a finished environment
     resets is no agent step. num_updates: the budget. num_env_slots: the budget in slots.
-    seed, num_seeds: population of seeds.
+    seed, num_seeds: population of seeds. actors: in Sebulba alone.
     """
 
     num_devices: int
@@ -35,6 +53,7 @@ class Plan:
     seed: int
     num_seeds: int
     updates_per_call: int
+    actors: ActorPlan | None = None
 
 
 def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_devices: int) -> Plan:
@@ -51,7 +70,10 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
     """
     del spec
     data, num_envs = agent.data_spec(), job.anakin.num_envs
+    actors = _actor_plan(job.sebulba, available_devices) if job.runtime == "sebulba" else None
     num_devices = job.num_devices or available_devices
+    if actors:
+        num_devices = job.sebulba.learner_devices or max(available_devices - actors.first_learner, 1)
     for name, value in (("--steps", job.num_steps), ("anakin.num_envs", num_envs), ("--seeds", job.num_seeds)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
@@ -104,6 +126,44 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         seed=job.seed,
         num_seeds=job.num_seeds,
         updates_per_call=job.anakin.updates_per_call,
+        actors=actors,
+    )
+
+
+def _actor_plan(config: SebulbaConfig, available: int) -> ActorPlan:
+    """How the host's devices are shared out.
+
+    Raises:
+      ConfigError: too few devices, or numbers that cannot be.
+    """
+    acting, learning = config.actor_devices, config.learner_devices
+    if not acting and available > 1:
+        acting = 1 if config.sync else available - learning if learning else max(available // 4, 1)
+    acting = acting or 1
+    shared = available == 1 and acting == 1 and learning <= 1
+    if not shared and acting + max(learning, 1) > available:
+        raise ConfigError(
+            f"--actor-devices {acting} --learner-devices {max(learning, 1)}: there are {available} devices; on a CPU, "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={acting + max(learning, 1)} simulates more"
+        )
+    for name, value, least in (
+        ("threads", config.threads, 1),
+        ("max_lag", config.max_lag, 0),
+        ("max_restarts", config.max_restarts, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"sebulba.{name} must be at least {least}, not {value}")
+    if config.env_timeout <= 0:
+        raise ConfigError(f"sebulba.env_timeout must be positive, not {config.env_timeout}")
+    if config.sync and acting > 1:
+        raise ConfigError(f"sebulba.sync has one actor, so one actor device, not {acting}")
+    return ActorPlan(
+        num_devices=acting,
+        first_learner=0 if shared else acting,
+        threads=1 if config.sync else config.threads,
+        max_lag=0 if config.sync else config.max_lag,
+        timeout=config.env_timeout,
+        max_restarts=config.max_restarts,
     )
 
 

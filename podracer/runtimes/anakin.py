@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from podracer import rng
 from podracer.agent import Agent
-from podracer.environment import Environment, Unsupported
+from podracer.environment import Environment, Unsupported, environment_keys
 from podracer.plan import Plan
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.stores import ring
@@ -38,6 +38,7 @@ class AnakinState(Struct):
 
     train_state: replicated. env_state, timestep, actor_state, episode: `[B, ...]`, sharded over devices.
     replay: ring, data `[B, length, ...]` sharded, or empty. env_index: `[B]` int32, global numbers of the environments.
+    env_key: `[B]`, from which those of their steps derive.
     key: `[]`, the root of all randomness after the start. num_updates: `[]` int32, each of `plan.minibatches` gradient steps.
     """
 
@@ -48,6 +49,7 @@ class AnakinState(Struct):
     episode: EpisodeTotals
     replay: Any
     env_index: Any
+    env_key: Any
     key: Any
     num_updates: Any
 
@@ -77,17 +79,22 @@ class Anakin:
         )
         self._program = jax.jit(sharded, donate_argnums=0)
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """Whether a checkpoint holds the environments too, so that a resumed run is the same run bit for bit."""
+        return self.environment.pure
+
     def init(self) -> AnakinState:
         """The state before the first update. Seed `i` of a population starts as a single run of seed `seed + i` does."""
         seeds = self.plan.seed + np.arange(self.plan.num_seeds, dtype=np.uint32)
         if not self.environment.pure:
             key = jax.random.key(seeds[0])
-            start = self.environment.reset(self._environment_keys(key))
+            start = self.environment.reset(environment_keys(key, jnp.arange(self.plan.num_envs))[0])
             return jax.device_put(jax.jit(self._init)(key, start), self._shardings())
 
         def init_one(seed: Array) -> AnakinState:
             key = jax.random.key(seed)
-            return self._init(key, self.environment.reset(self._environment_keys(key)))
+            return self._init(key, self.environment.reset(environment_keys(key, jnp.arange(self.plan.num_envs))[0]))
 
         init = jax.vmap(init_one) if self.plan.num_seeds > 1 else lambda seeds: init_one(seeds[0])
         return jax.jit(init, out_shardings=self._shardings())(seeds)
@@ -172,12 +179,10 @@ class Anakin:
 
     # The program.
 
-    def _environment_keys(self, key: Key) -> Key:
-        return rng.columns(rng.stream(key, "reset"), jnp.arange(self.plan.num_envs))
-
     def _init(self, key: Key, start: tuple[Any, TimeStep]) -> AnakinState:
         env_state, timestep = start
         num_envs = self.plan.num_envs
+        index = jnp.arange(num_envs, dtype=jnp.int32)
         state = AnakinState(
             train_state=self.agent.init(rng.stream(key, "init")),
             env_state=env_state,
@@ -187,7 +192,8 @@ class Anakin:
                 episode_return=jnp.zeros((num_envs,), jnp.float32), episode_length=jnp.zeros((num_envs,), jnp.int32)
             ),
             replay=(),
-            env_index=jnp.arange(num_envs, dtype=jnp.int32),
+            env_index=index,
+            env_key=environment_keys(key, index)[1],
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
         )
@@ -229,13 +235,13 @@ class Anakin:
     def _collect(self, state: AnakinState) -> tuple[AnakinState, Trajectory, dict[str, Array]]:
         params = self.agent.actor_params(state.train_state)
         act_key = rng.columns(rng.stream(self._update_key(state), "act"), state.env_index)
-        env_key = rng.columns(rng.stream(self._update_key(state), "environment"), state.env_index)
+        first_slot = state.num_updates * self.plan.unroll_length
         version = jnp.full((self.plan.unroll_length, *state.env_index.shape), state.num_updates)
 
         def step(carry: tuple[Any, ...], t: Array) -> tuple[Any, Any]:
             env_state, timestep, actor_state, episode, counts = carry
             output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(act_key, t), Mode.TRAIN)
-            env_state, next_timestep = self.environment.step(env_state, output.action, rng.at(env_key, t))
+            env_state, next_timestep = self.environment.step(env_state, output.action, rng.at(state.env_key, first_slot + t))
             episode, finished = _count(episode, next_timestep)
             carry = (env_state, next_timestep, actor_state, episode, jax.tree.map(jnp.add, counts, finished))
             return carry, (timestep, output)
@@ -269,6 +275,7 @@ class Anakin:
             episode=batch,
             replay=replay,
             env_index=batch,
+            env_key=batch,
             key=P(),
             num_updates=P(),
         )

@@ -1,0 +1,180 @@
+"""One actor: its environments on the host, and unrolls that grow on its device."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from podracer import rng
+from podracer.agent import Agent
+from podracer.environment import EnvironmentFailed, HostEnvironment
+from podracer.runtimes.sebulba.parameters import Version
+from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Unroll:
+    """What an actor hands over.
+
+    trajectory: on the learner devices, `[T+1, B, ...]`, sharded over `B`.
+    version: of the parameters that acted. actor: its number.
+    counts: `agent_steps`, `episodes`, and sums of `episode_return` and `episode_length` over episodes that ended.
+    seconds: where the actor's time went, by `ACTIVITIES`.
+    """
+
+    trajectory: Trajectory
+    version: int
+    actor: int
+    counts: dict[str, float]
+    seconds: dict[str, float]
+
+
+ACTIVITIES = ("environment", "inference", "transfer", "queue")
+
+
+class Acting:
+    """The programs of acting, compiled once for all actors of a device."""
+
+    def __init__(self, agent: Agent, unroll_length: int):
+        self.agent, self.unroll_length = agent, unroll_length
+        self.begin = jax.jit(self._begin)
+        self.step = jax.jit(self._step, donate_argnums=2)
+        self.finish = jax.jit(self._finish, donate_argnums=0)
+
+    def _begin(self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key) -> Trajectory:
+        """An unroll of zeros that begins in `actor_state`. `timestep` `[B]` and `key` `[B]` give shapes alone."""
+        output = jax.eval_shape(lambda: self.agent.act(params, actor_state, timestep, key, Mode.TRAIN)[0])
+        length = self.unroll_length
+        return Trajectory(
+            timestep=jax.tree.map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), timestep),
+            actor_output=jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), output),
+            actor_state=jax.tree.map(jnp.copy, actor_state),
+        )
+
+    def _step(
+        self, params: Params, actor_state: ActorState, unroll: Trajectory, timestep: TimeStep, key: Key, t: Array
+    ) -> tuple[Array, ActorState, Trajectory]:
+        """Acts at `timestep` `[B]`, step `t` of the unroll; `key` `[B]` is of the unroll."""
+        output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(key, t), Mode.TRAIN)
+        unroll = unroll.replace(
+            timestep=_write(unroll.timestep, timestep, t), actor_output=_write(unroll.actor_output, output, t)
+        )
+        return output.action, actor_state, unroll
+
+    def _finish(self, unroll: Trajectory, timestep: TimeStep, version: Array) -> Trajectory:
+        """Adds the last time step, which is the first of the next unroll."""
+        versions = jnp.full((self.unroll_length, *timestep.reward.shape), version)
+        return unroll.replace(
+            timestep=_write(unroll.timestep, timestep, self.unroll_length),
+            actor_output=unroll.actor_output.replace(version=versions),
+        )
+
+
+def _checked(timestep: TimeStep, environment: HostEnvironment) -> TimeStep:
+    """`timestep`, whose numbers are finite. A nan would be learned from, and is the end of every parameter."""
+    for name, tree in (("reward", timestep.reward), ("discount", timestep.discount), ("observation", timestep.observation)):
+        for leaf in jax.tree.leaves(tree):
+            if np.issubdtype(leaf.dtype, np.floating) and not np.all(np.isfinite(leaf)):
+                which = int(np.argwhere(~np.isfinite(leaf))[0][0])
+                raise EnvironmentFailed(f"{environment.spec.name}: the {name} of environment {which} is not finite")
+    return timestep
+
+
+def _write(buffer: Any, value: Any, t: Any) -> Any:
+    return jax.tree.map(lambda xs, x: xs.at[t].set(x), buffer, value)
+
+
+class Actor:
+    """Collects one unroll after the other. Belongs to one thread."""
+
+    def __init__(
+        self,
+        acting: Acting,
+        environment: HostEnvironment,
+        device: Any,
+        number: int,
+        keys: Callable[[int], Key],
+        first_unroll: int,
+        deliver: Callable[[Trajectory], Trajectory],
+        timeout: float,
+    ):
+        """Args:
+        acting: programs. environment: this actor's own. device: to act on. number: of this actor.
+        keys: from the number of an unroll to keys `[B]` of its actions. first_unroll: the number of the first.
+        deliver: moves a trajectory to the learner devices.
+        timeout: seconds that a step of the environments may take.
+        """
+        self._acting, self.environment, self._device, self._number = acting, environment, device, number
+        self._keys, self._deliver, self._timeout = keys, deliver, timeout
+        self._num_unrolls = first_unroll
+        self._totals = _Totals(environment.num_envs)
+        self.doing, self.since = "environment", time.monotonic()
+        self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
+        self._timestep = environment.reset(timeout)
+        self._actor_state = jax.device_put(acting.agent.initial_actor_state(environment.num_envs), device)
+
+    def note(self, activity: str) -> None:
+        """What this actor does from now on; the time so far counts for what it did."""
+        now = time.monotonic()
+        self._seconds[self.doing] += now - self.since
+        self.doing, self.since = activity, now
+
+    def unroll(self, version: Version) -> Unroll:
+        """One unroll with the given parameters.
+
+        Raises:
+          TimeoutError, EnvironmentFailed: as the environment says.
+        """
+        self.note("inference")
+        key = jax.device_put(self._keys(self._num_unrolls), self._device)
+        timestep = jax.device_put(self._timestep, self._device)
+        trajectory = self._acting.begin(version.params, self._actor_state, timestep, key)
+        for t in range(self._acting.unroll_length):
+            action, self._actor_state, trajectory = self._acting.step(
+                version.params, self._actor_state, trajectory, timestep, key, np.int32(t)
+            )
+            action = np.asarray(action)
+            self.note("environment")
+            self._timestep = _checked(self.environment.step(action, self._timeout), self.environment)
+            self._totals.add(self._timestep)
+            self.note("inference")
+            timestep = jax.device_put(self._timestep, self._device)
+        self.note("transfer")
+        delivered = self._deliver(self._acting.finish(trajectory, timestep, np.int32(version.number)))
+        jax.block_until_ready(delivered)
+        self.note("queue")
+        self._num_unrolls += 1
+        seconds, self._seconds = self._seconds, dict.fromkeys(ACTIVITIES, 0.0)
+        return Unroll(delivered, version.number, self._number, self._totals.take(), seconds)
+
+
+class _Totals:
+    """Counts of steps and episodes, exact over the borders of unrolls."""
+
+    def __init__(self, num_envs: int):
+        self._return, self._length = np.zeros(num_envs, np.float64), np.zeros(num_envs, np.int64)
+        self._counts = self._none()
+
+    @staticmethod
+    def _none() -> dict[str, float]:
+        return dict.fromkeys(("agent_steps", "episodes", "episode_return", "episode_length"), 0)
+
+    def add(self, timestep: TimeStep) -> None:
+        """Adds an arrival `[B]`."""
+        real, last = ~np.asarray(timestep.first()), np.asarray(timestep.last())
+        self._return += timestep.reward
+        self._length += real
+        self._counts["agent_steps"] += int(real.sum())
+        self._counts["episodes"] += int(last.sum())
+        self._counts["episode_return"] += float(self._return[last].sum())
+        self._counts["episode_length"] += int(self._length[last].sum())
+        self._return[last], self._length[last] = 0.0, 0
+
+    def take(self) -> dict[str, float]:
+        """What came together since the last call."""
+        counts, self._counts = self._counts, self._none()
+        return counts

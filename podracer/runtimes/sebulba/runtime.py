@@ -1,0 +1,330 @@
+"""Sebulba as a runtime: `init` once, then `run` as often as wanted, as with Anakin; the actors live beside it."""
+
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from podracer import rng
+from podracer.agent import Agent
+from podracer.environment import Environment, Unsupported
+from podracer.plan import Plan
+from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
+from podracer.runtimes.sebulba.actor import ACTIVITIES, Acting, Actor, Unroll
+from podracer.runtimes.sebulba.parameters import Parameters
+from podracer.runtimes.sebulba.supervisor import ActorsFailed, Supervisor
+from podracer.stores import ring
+from podracer.stores.handover import Handover
+from podracer.types import ActorOutput, Array, Key, Mode, Params, Struct, TimeStep, TrainState, Trajectory
+
+_COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 5.0
+
+
+class SebulbaState(Struct):
+    """What the learner carries, all of it in a checkpoint. Environments start new episodes after a resume.
+
+    train_state: replicated over learner devices. replay: ring, data `[B, length, ...]` sharded, or empty.
+    env_index: `[B]` int32, columns of a trajectory. key: `[]`. num_updates: `[]` int32.
+    """
+
+    train_state: TrainState
+    replay: Any
+    env_index: Any
+    key: Any
+    num_updates: Any
+
+
+class Sebulba:
+    """The runtime."""
+
+    resumes_exactly = False
+
+    def __init__(self, agent: Agent, environment: Environment, plan: Plan):
+        """Compiles nothing and starts nothing yet.
+
+        Raises:
+          Unsupported: several seeds, for which Anakin is made.
+        """
+        assert plan.actors is not None
+        if plan.num_seeds > 1:
+            raise Unsupported("Sebulba trains one seed: use --seeds 1, or Anakin, which vmaps them")
+        self.agent, self.environment, self.plan, self.actors = agent, environment, plan, plan.actors
+        devices = jax.local_devices()
+        self.actor_devices = devices[: self.actors.num_devices]
+        learner_devices = devices[self.actors.first_learner :][: plan.num_devices]
+        self.mesh = Mesh(np.array(learner_devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.learner = Learner(agent, plan, plan.num_devices)
+        self.should_stop: Callable[[], bool] = lambda: False
+        whole: Any = P()
+        batch: Any = P(AXIS)
+        over_time: Any = P(None, AXIS)
+        replay = ring.Ring(data=batch, num_inserted=whole) if plan.replay_per_env else whole
+        self._specs = SebulbaState(train_state=whole, replay=replay, env_index=batch, key=whole, num_updates=whole)
+        trajectory = Trajectory(timestep=over_time, actor_output=over_time, actor_state=batch)
+        update = jax.shard_map(
+            self._update, mesh=self.mesh, in_specs=(self._specs, trajectory), out_specs=(self._specs, P()), check_vma=False
+        )
+        check = jax.shard_map(
+            lambda params: (is_finite(params), drift(params)), mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False
+        )
+        self._program, self._check = jax.jit(update, donate_argnums=0), jax.jit(check)
+        self._parameters = Parameters(self.actor_devices)
+        self._handover = Handover(self.actors.max_lag + 1)
+        self._supervisor: Supervisor | None = None
+        self._num_stale = 0
+
+    def init(self) -> SebulbaState:
+        """The state before the first update; the train state is the one that Anakin begins with."""
+        return jax.jit(self._init, out_shardings=self._shardings())(np.uint32(self.plan.seed))
+
+    def run(self, state: SebulbaState, num_updates: int) -> tuple[SebulbaState, dict[str, np.ndarray]]:
+        """Learns from the next `num_updates` unrolls, fewer if `should_stop()` comes to hold.
+
+        Args:
+          state: donated, gone afterwards.
+
+        Returns:
+          The state, and metrics `[1]` as of `Anakin.run`, and besides: `updates`, those that were made; `lag`, mean number
+          of updates between acting and learning, and `lag_max`; `queue`, mean number of unrolls that waited;
+          `stale`, unrolls discarded since the start as older than `max_lag`; `restarts` of actors since then;
+          `actor_*`, shares of an actor's time by `ACTIVITIES`; `learner_wait`, `learner_update`, shares of the learner's.
+
+        Raises:
+          ReplicaDrift: the parameters of two devices differ.
+          ActorsFailed: actors fail too often, or deliver nothing.
+        """
+        first = int(state.num_updates)
+        if self._supervisor is None:
+            self._supervisor = self._start(state, first)
+        tally = _Tally()
+        sums: Any = None
+        for number in range(first, first + num_updates):
+            unroll, ticket = self._next(number, tally)
+            if unroll is None:
+                break
+            state, metrics = self._program(state, unroll.trajectory)
+            sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+            self._parameters.publish(number + 1, self.agent.actor_params(state.train_state))
+            jax.block_until_ready(state.num_updates)
+            self._handover.cancel(ticket)  # learned from: no longer under way
+            tally.add(unroll, number - unroll.version, len(self._handover))
+        return state, self._metrics(state, sums, tally)
+
+    def train_state(self, state: SebulbaState, seed_index: int = 0) -> TrainState:
+        """The TrainState."""
+        del seed_index
+        return state.train_state
+
+    def actor_params(self, state: SebulbaState, seed_index: int = 0) -> Params:
+        """What actors will act with."""
+        del seed_index
+        return self.agent.actor_params(state.train_state)
+
+    def checkpoint(self, state: SebulbaState) -> Any:
+        """What a checkpoint must hold: everything but the environments."""
+        return state
+
+    def restore(self, saved: Any) -> SebulbaState:
+        """The state that continues from `checkpoint`."""
+        return jax.device_put(saved, self._shardings())
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on one learner device, by what they are for; see `Anakin.memory`. unrolls: those that wait for the learner."""
+        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()) / self.plan.num_devices
+        return {
+            "learner": _num_bytes(state.train_state),
+            "replay": _num_bytes(state.replay) // self.plan.num_devices,
+            "batch": round(unroll * (1 + self.plan.replay_per_env)),
+            "unrolls": round(unroll * (self.actors.max_lag + 1)),
+        }
+
+    def close(self) -> None:
+        """Ends the actors and their environments."""
+        self._handover.close()
+        if self._supervisor is not None:
+            self._supervisor.stop(_STOP_SECONDS)
+
+    # The learner's side.
+
+    def _init(self, seed: Array) -> SebulbaState:
+        key = jax.random.key(seed)
+        return SebulbaState(
+            train_state=self.agent.init(rng.stream(key, "init")),
+            replay=self.learner.init_replay(self._example()),
+            env_index=jnp.arange(self.plan.num_envs, dtype=jnp.int32),
+            key=rng.stream(key, "run"),
+            num_updates=jnp.int32(0),
+        )
+
+    def _example(self) -> Trajectory:
+        """Shapes of a trajectory."""
+        num_envs, length = self.plan.num_envs, self.plan.unroll_length
+
+        def act() -> tuple[TimeStep, ActorOutput, Any]:
+            params = self.agent.actor_params(self.agent.init(jax.random.key(0)))
+            timestep = self.environment.spec.example((num_envs,))
+            actor_state = self.agent.initial_actor_state(num_envs)
+            keys = jax.random.split(jax.random.key(0), num_envs)
+            return timestep, self.agent.act(params, actor_state, timestep, keys, Mode.TRAIN)[0], actor_state
+
+        timestep, output, actor_state = jax.eval_shape(act)
+        output = output.replace(version=jax.ShapeDtypeStruct((num_envs,), jnp.int32))
+
+        def over_time(tree: Any, num: int) -> Any:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), tree)
+
+        return Trajectory(
+            timestep=over_time(timestep, length + 1), actor_output=over_time(output, length), actor_state=actor_state
+        )
+
+    def _update(self, state: SebulbaState, trajectory: Trajectory) -> tuple[SebulbaState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.num_updates)
+        train_state, replay, metrics = self.learner.update(state.train_state, state.replay, trajectory, state.env_index, key)
+        state = state.replace(train_state=train_state, replay=replay, num_updates=state.num_updates + 1)
+        return state, jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), metrics)
+
+    def _next(self, number: int, tally: "_Tally") -> tuple[Unroll | None, Any]:
+        """The next unroll that is fresh enough for update `number`, and its ticket; None to stop."""
+        assert self._supervisor is not None
+        started = time.monotonic()
+        while not self.should_stop():
+            self._supervisor.check()
+            found = self._handover.get(_POLL_SECONDS)
+            if found is None:
+                continue
+            ticket, unroll = found
+            if number - unroll.version <= self.actors.max_lag:
+                tally.waited += time.monotonic() - started
+                return unroll, ticket
+            self._handover.cancel(ticket)
+            self._num_stale += 1
+        return None, None
+
+    def _metrics(self, state: SebulbaState, sums: Any, tally: "_Tally") -> dict[str, np.ndarray]:
+        num = len(tally.lags)
+        finite, drifted = self._check(state.train_state.params)
+        if bool(drifted):
+            raise ReplicaDrift
+        values: dict[str, Any] = {name: np.asarray(value) / num for name, value in (sums or {}).items()}
+        values |= tally.values()
+        values |= {"updates": num, "finite": np.asarray(finite), "stale": self._num_stale}
+        values["restarts"] = self._supervisor.num_restarts if self._supervisor else 0
+        return {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
+
+    # The actors' side.
+
+    def _start(self, state: SebulbaState, num_updates: int) -> Supervisor:
+        self._parameters.publish(num_updates, self.agent.actor_params(state.train_state))
+        acting = Acting(self.agent, self.plan.unroll_length)
+        num_envs = self.plan.num_envs
+        run_key = jax.device_get(jax.random.key_data(state.key))
+
+        def make_actor(number: int, attempt: int) -> Actor:
+            first_env = number * num_envs
+            device = self.actor_devices[number // self.actors.threads]
+            index = first_env + jnp.arange(num_envs)
+
+            @jax.jit
+            def keys(num_unrolls: Array) -> Key:
+                key = rng.stream(jax.random.fold_in(jax.random.wrap_key_data(run_key), num_unrolls), "act")
+                return rng.columns(key, index)
+
+            with jax.default_device(device):
+                environment = self.environment.host(num_envs, _env_seed(self.plan.seed, num_updates, attempt), first_env)
+                try:
+                    return Actor(
+                        acting,
+                        environment,
+                        device,
+                        number,
+                        keys,
+                        # No two attempts share an unroll's number, or they would act with the same keys.
+                        num_updates + attempt * 2**20,
+                        self._deliver,
+                        self.actors.timeout,
+                    )
+                except BaseException:
+                    environment.close()
+                    raise
+
+        supervisor = Supervisor(
+            make_actor,
+            lambda number: self._parameters.newest(number // self.actors.threads),
+            self._handover,
+            self.actors.num_devices * self.actors.threads,
+            self.actors.max_restarts,
+            self.actors.timeout,
+        )
+        supervisor.start()
+        return supervisor
+
+    def _deliver(self, trajectory: Trajectory) -> Trajectory:
+        """Cuts a trajectory along its batch and moves each piece from the actor device to its learner device."""
+        over_time, state = NamedSharding(self.mesh, P(None, AXIS)), NamedSharding(self.mesh, P(AXIS))
+        return Trajectory(
+            timestep=jax.device_put(trajectory.timestep, over_time),
+            actor_output=jax.device_put(trajectory.actor_output, over_time),
+            actor_state=jax.device_put(trajectory.actor_state, state),
+        )
+
+    def _shardings(self) -> SebulbaState:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
+
+
+class _Tally:
+    """What one call of `run` adds up."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.waited = 0.0
+        self.lags: list[int] = []
+        self._queue: list[int] = []
+        self._counts = dict.fromkeys(_COUNTS, 0.0)
+        self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
+
+    def add(self, unroll: Unroll, lag: int, queue: int) -> None:
+        """Adds an unroll that was learned from."""
+        self.lags.append(lag)
+        self._queue.append(queue)
+        _add(self._counts, unroll.counts)
+        _add(self._seconds, unroll.seconds)
+
+    def values(self) -> dict[str, Any]:
+        """The metrics of it."""
+        values: dict[str, Any] = dict(self._counts)
+        for name in ("episode_return", "episode_length"):
+            values[name] = values[name] / values["episodes"] if values["episodes"] else np.nan
+        acted = sum(self._seconds.values())
+        for name, seconds in self._seconds.items():
+            values[f"actor_{name}"] = seconds / acted if acted else np.nan
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        values |= {"learner_wait": self.waited / elapsed, "learner_update": 1 - self.waited / elapsed}
+        values["lag"] = float(np.mean(self.lags)) if self.lags else np.nan
+        values["lag_max"] = max(self.lags, default=0)
+        values["queue"] = float(np.mean(self._queue)) if self._queue else np.nan
+        return values
+
+
+def _add(into: dict[str, float], more: Mapping[str, float]) -> None:
+    for name, value in more.items():
+        into[name] += value
+
+
+def _env_seed(seed: int, num_updates: int, attempt: int) -> int:
+    """The job's seed at the start of a run; another one after a resume or a restart, which would else repeat episodes."""
+    return zlib.crc32(f"{seed} {num_updates} {attempt}".encode()) & 0x7FFFFFFF if num_updates or attempt else seed
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+__all__ = ["ActorsFailed", "Sebulba", "SebulbaState"]
