@@ -1,0 +1,339 @@
+"""Sampling: requests written ahead up to a limit, finite waits at the server, and a stream that is opened anew when it ends."""
+
+import collections
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import grpc
+import numpy as np
+
+from podracer.stores.reverb import structure, tensors, wire
+from podracer.stores.reverb.errors import ReverbError, SignatureMismatch, Timeout
+
+if TYPE_CHECKING:
+    from podracer.stores.reverb.client import Client
+
+_GRACE_S = 10.0  # beyond the server's own timeout, before asking whether the server is there at all
+_PROBE_S = 5.0
+_MAX_FUTILE = 20  # streams in a row that broke without a single sample
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Sample:
+    """One sampled item.
+
+    key: of the item. data: the tree; its arrays may be read-only, and may view a larger chunk.
+    priority: as it was when sampled. probability: of having been drawn among the table's items.
+    table_size: items in the table then. times_sampled: of this item, this time included.
+    rate_limited: whether the sample had to wait for the rate limiter.
+    """
+
+    key: int
+    data: Any
+    priority: float
+    probability: float
+    table_size: int
+    times_sampled: int
+    rate_limited: bool
+
+
+class Sampler:
+    """A stream of samples from one table; a context manager and an iterator. Safe to use from several threads.
+
+    Items of a queue leave the server when they are sent: `close` hands back those that arrived and were not taken.
+    """
+
+    def __init__(
+        self,
+        client: "Client",
+        table: str,
+        *,
+        prefetch: int = 8,
+        rate_limiter_timeout_s: float = 1.0,
+        like: Any = None,
+        timeout_s: float = 60.0,
+        reconnect_s: float = 60.0,
+    ):
+        """See `Client.sampler`, which makes them.
+
+        Args:
+          client: whose connection it shares.
+          table: its name.
+          prefetch: items that may be asked for or wait here; priorities of what waits here are as old as it is.
+          rate_limiter_timeout_s: seconds that the server may hold one request for its rate limiter; then the stream is opened
+            again. Always finite: a request that nobody waits for any more would take an item from a queue, and lose it.
+          like: a tree of arrays or specs that gives the containers of the samples (such as a dataclass), and that the table's
+            signature must equal. None takes the containers from the signature; without one, data is a list of arrays.
+          timeout_s: seconds that `sample` may wait, unless told.
+          reconnect_s: seconds without a server after which the sampler fails for good.
+
+        Raises:
+          TableNotFound, SignatureMismatch, Timeout, Unavailable.
+        """
+        if prefetch < 1 or not 0 < rate_limiter_timeout_s < float("inf"):
+            raise ValueError(f"prefetch {prefetch} must be at least 1, rate_limiter_timeout_s {rate_limiter_timeout_s} finite")
+        self._client = client
+        self.table = table
+        self._prefetch = prefetch
+        self._request_size = max(prefetch // 2, 1)
+        self._limit_s = rate_limiter_timeout_s
+        self._timeout_s = timeout_s
+        self._reconnect_s = reconnect_s
+        self._checker, self._containers = _containers(client.checker(table), like, table)
+        self._changed = threading.Condition()
+        self._ready: collections.deque[Sample] = collections.deque()
+        self._outstanding = 0  # asked for and not yet here
+        self._generation = 0
+        self._progress = 0
+        self._call: Any = None
+        self._failure: ReverbError | None = None
+        self._closing = False
+        self.num_reconnects = 0
+        self.num_rate_limited = 0
+        client.adopt(self)
+        self._thread = threading.Thread(target=self._run, name=f"reverb-sample-{client.address}", daemon=True)
+        self._thread.start()
+
+    def sample(self, timeout_s: float | None = None) -> Sample:
+        """The next sample. Raises Timeout, and whatever ended the sampler (SignatureMismatch, Unavailable, ...)."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
+        silent_s = self._limit_s + _GRACE_S
+        with self._changed:
+            while not self._ready:
+                if self._failure is not None:
+                    raise self._failure
+                if self._closing:
+                    raise ReverbError(f"this sampler of {self._client.address} is closed")
+                remaining = deadline - time.monotonic()
+                progress = self._progress
+                if remaining <= 0:
+                    raise self._late(timeout_s)
+                if not self._changed.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
+                    self._probe(min(_PROBE_S, remaining))
+            sample = self._ready.popleft()
+            self._changed.notify_all()
+            return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Samples for ever; ends when the sampler is closed. Raises like `sample`."""
+        while True:
+            try:
+                yield self.sample()
+            except ReverbError:
+                if self._closing:
+                    return
+                raise
+
+    def _probe(self, timeout_s: float) -> None:
+        """A connection that died without a word looks like an empty table. Breaks the stream unless the server answers."""
+        call = self._call
+        self._changed.release()
+        try:
+            self._client.server_info(timeout_s)
+        except ReverbError:
+            if call is not None:
+                call.cancel()
+        finally:
+            self._changed.acquire()
+
+    def _late(self, timeout_s: float) -> Timeout:
+        self._changed.release()
+        try:
+            state = self._client.state_of(self.table)
+        finally:
+            self._changed.acquire()
+        return Timeout(
+            f"a sampler of table {self.table!r} waited {timeout_s:.1f} s for an item from the Reverb server at "
+            f"{self._client.address}: {state}"
+        )
+
+    def _requests(self, generation: int) -> Iterator[bytes]:
+        """What gRPC sends, written ahead of the answers: runs in a thread of gRPC's for as long as the stream lives."""
+        request = wire.SampleStreamRequest(table=self.table, num_samples=self._request_size)
+        request.rate_limiter_timeout.milliseconds = max(int(1000 * self._limit_s), 1)
+        data = request.SerializeToString()
+        while True:
+            with self._changed:
+                while (
+                    generation == self._generation
+                    and not self._closing
+                    and len(self._ready) + self._outstanding + self._request_size > self._prefetch
+                ):
+                    self._changed.wait()
+                if generation != self._generation or self._closing:
+                    return
+                self._outstanding += self._request_size
+            yield data
+
+    def _run(self) -> None:
+        futile = 0
+        while True:
+            with self._changed:
+                self._generation += 1
+                self._outstanding = 0
+                # A full store needs no stream, and an idle one would be closed for its silence by some networks.
+                while len(self._ready) + self._request_size > self._prefetch and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+                generation, before = self._generation, self._progress
+            problem = self._stream(generation)
+            with self._changed:
+                self._generation += 1
+                self._changed.notify_all()
+                if self._closing:
+                    return
+                futile = futile + 1 if self._progress == before else 0
+            if problem is None:
+                continue
+            if isinstance(problem, ReverbError) or futile > _MAX_FUTILE:
+                self._fail(problem if isinstance(problem, ReverbError) else ReverbError(f"sampling fails: {problem}"))
+                return
+            try:
+                time.sleep(min(0.05 * 2**futile, 1.0))
+                self._client.await_server(self._reconnect_s, lambda: self._closing)
+            except ReverbError as error:
+                self._fail(error)
+                return
+            self.num_reconnects += 1
+
+    def _stream(self, generation: int) -> Any:
+        """One stream from its opening to its end. Returns None to open another, a ReverbError to fail, or why it broke."""
+        entries: list[Any] = []  # of the item that is arriving: a large one comes in several
+        try:
+            call = self._client.stream("SampleStream", self._requests(generation), wire.SampleStreamResponse)
+            self._call = call
+            for answer in call:
+                for entry in answer.entries:
+                    entries.append(entry)
+                    if entry.end_of_sequence:
+                        self._deliver(self._decode(entries))
+                        entries.clear()
+        except ReverbError as error:
+            self._call.cancel()
+            return error
+        except ValueError:  # of gRPC, on a closed channel
+            return ReverbError(f"the client of {self._client.address} is closed")
+        except grpc.RpcError as error:
+            from podracer.stores.reverb.client import TRANSIENT
+
+            code = error.code()
+            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self.num_rate_limited += 1
+                self._progress += 1
+                return None
+            if code in TRANSIENT:
+                return str(code)
+            return self._client.translate(error, "sampling", self.table)
+        return "the server ended the stream"
+
+    def _deliver(self, sample: Sample) -> None:
+        with self._changed:
+            self._ready.append(sample)
+            self._outstanding = max(self._outstanding - 1, 0)
+            self._progress += 1
+            self._changed.notify_all()
+
+    def _decode(self, entries: list[Any]) -> Sample:
+        info = entries[0].info
+        try:
+            arrays = _columns(info.item.flat_trajectory, entries)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ReverbError(f"table {self.table!r} holds an item that cannot be read: {error}") from error
+        if self._checker is not None:
+            self._checker.check_arrays(arrays)
+        return Sample(
+            key=info.item.key,
+            data=arrays if self._containers is None else structure.rebuild(self._containers, iter(arrays)),
+            priority=info.item.priority,
+            probability=info.probability,
+            table_size=info.table_size,
+            times_sampled=info.item.times_sampled,
+            rate_limited=info.rate_limited,
+        )
+
+    def _fail(self, error: ReverbError) -> None:
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def close(self) -> list[Sample]:
+        """Ends the stream once the server has answered what was asked. Returns the samples that nobody took.
+
+        Waits for at most the rate limiter's timeout and 2 s more, so that no item is sent to nobody. May be called again.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=self._limit_s * 2 + 2.0)
+        self.abort()
+        with self._changed:
+            left = list(self._ready)
+            self._ready.clear()
+        return left
+
+    def abort(self) -> None:
+        """Ends the stream at once; an item that is under way is lost."""
+        with self._changed:
+            self._closing = True
+            call = self._call
+            self._changed.notify_all()
+        if self._thread.is_alive() and call is not None:
+            call.cancel()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=2.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ReverbError):
+            self.close()
+
+
+def _containers(checker: structure.Checker | None, like: Any, table: str) -> tuple[structure.Checker | None, Any]:
+    """What to check arrays with, and the tree to build them into."""
+    if like is None:
+        return checker, None if checker is None else checker.signature
+    wanted = structure.signature_of(like)
+    if checker is None:
+        return structure.Checker(wanted, f"what is wanted of table {table!r}"), wanted
+    have, want = structure.flatten(checker.signature), structure.flatten(wanted)
+    if [path for path, _ in have] != [path for path, _ in want]:
+        raise SignatureMismatch(f"table {table!r} holds {_names(have)}, not {_names(want)}")
+    for (path, spec), (_, wish) in zip(have, want, strict=True):
+        if wish.shape is None or None in wish.shape or spec.admits(wish.shape, wish.dtype):
+            continue
+        raise SignatureMismatch(f"{path.lstrip('.') or 'the array'} is {spec} in table {table!r}, not {wish}")
+    # The containers of `like` itself: a signature of Specs has them too.
+    return checker, wanted
+
+
+def _names(leaves: list[tuple[str, Any]]) -> str:
+    return ", ".join(path.lstrip(".") or "one array" for path, _ in leaves) or "nothing"
+
+
+def _columns(trajectory: Any, entries: list[Any]) -> list[np.ndarray]:
+    """The arrays of an item, by column. A chunk that serves several columns or slices is decoded once for each column."""
+    chunks = {chunk.chunk_key: chunk for entry in entries for chunk in entry.data}
+    decoded: dict[tuple[int, int], np.ndarray] = {}
+    arrays = []
+    for column in trajectory.columns:
+        parts = []
+        for piece in column.chunk_slices:
+            where = (piece.chunk_key, piece.index)
+            if where not in decoded:
+                chunk = chunks[piece.chunk_key]
+                array = tensors.decode(chunk.data.tensors[piece.index])
+                decoded[where] = tensors.undo_delta(array) if chunk.delta_encoded else array
+            parts.append(decoded[where][piece.offset : piece.offset + piece.length])
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if column.squeeze:
+            array = array[0] if array.dtype != object or array.ndim > 1 else np.asarray(array[0], dtype=object)
+        arrays.append(np.asarray(array))
+    return arrays
