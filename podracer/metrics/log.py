@@ -43,7 +43,7 @@ class MetricsLog:
         for name, value in row.items():
             values = np.asarray(value, np.float64).reshape(-1)
             values = values[np.isfinite(values)]
-            if values.size and name != "num_agent_steps":
+            if values.size and name != "num_agent_steps" and not name.endswith("_histogram"):
                 self._events.add_scalar(name, float(np.median(values)), step)
 
     def close(self) -> None:

@@ -17,7 +17,15 @@ from podracer.runtimes.sebulba.supervisor import ActorsFailed
 
 TWO_DEVICES = ("sebulba.actor_devices=1", "sebulba.learner_devices=1")
 SMALL = ("anakin.num_envs=8", "agent.unroll_length=5", "agent.torso.hidden=(16,)", "agent.core.size=8")
-MUESLI = ("agent.replay_capacity=64", "agent.num_q_samples=0", "agent.num_kl_samples=0", "agent.bins.num_bins=11")
+MUESLI = (
+    "agent.model_steps=2",
+    "agent.head_hidden=(8,)",
+    "agent.dynamics.size=8",
+    "agent.replay_capacity=64",
+    "agent.num_q_samples=0",
+    "agent.num_kl_samples=0",
+    "agent.bins.num_bins=11",
+)
 
 
 def build(runtime, agent="impala", settings=(), environment=None):
@@ -42,9 +50,9 @@ def run(runtime, *calls):
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
-        ("impala", ()),
+        pytest.param("impala", (), marks=pytest.mark.slow),
         ("impala", ("agent.core.kind=lstm", "anakin.minibatches=2")),
-        ("muesli", MUESLI),
+        pytest.param("muesli", MUESLI, marks=pytest.mark.slow),
         ("muesli", (*MUESLI, "agent.core.kind=gru", "agent.replay_share=0.5")),
     ],
 )
@@ -74,6 +82,8 @@ def test_many_actors_are_fresh_and_every_step_is_counted_once():
     assert metrics[1]["agent_steps"][0] == pytest.approx(40 * 5 * 8 * 0.9, rel=0.02)
     assert metrics[1]["episode_length"][0] == 9
     assert metrics[1]["lag_max"][0] <= 3
+    assert metrics[1]["lag_histogram"].shape == (4,)
+    assert metrics[1]["lag_histogram"].sum() == pytest.approx(1)
     shares = [metrics[1][f"actor_{name}"][0] for name in ("environment", "inference", "transfer", "queue")]
     assert sum(shares) == pytest.approx(1)
     assert metrics[1]["restarts"][0] == 0

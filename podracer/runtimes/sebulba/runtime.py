@@ -93,9 +93,10 @@ class Sebulba:
 
         Returns:
           The state, and metrics `[1]` as of `Anakin.run`, and besides: `updates`, those that were made; `lag`, mean number
-          of updates between acting and learning, and `lag_max`; `queue`, mean number of unrolls that waited;
-          `stale`, unrolls discarded since the start as older than `max_lag`; `restarts` of actors since then;
-          `actor_*`, shares of an actor's time by `ACTIVITIES`; `learner_wait`, `learner_update`, shares of the learner's.
+          of updates between acting and learning, `lag_max`, and `lag_histogram` `[max_lag + 1]`, shares of unrolls;
+          `queue`, mean number of unrolls that waited; `stale`, unrolls discarded since the start as older than `max_lag`;
+          `restarts` of actors since then; `actor_*`, shares of an actor's time by `ACTIVITIES`; `learner_wait` and
+          `learner_update`, shares of the learner's.
 
         Raises:
           ReplicaDrift: the parameters of two devices differ.
@@ -214,7 +215,7 @@ class Sebulba:
         if bool(drifted):
             raise ReplicaDrift
         values: dict[str, Any] = {name: np.asarray(value) / num for name, value in (sums or {}).items()}
-        values |= tally.values()
+        values |= tally.values(self.actors.max_lag)
         values |= {"updates": num, "finite": np.asarray(finite), "stale": self._num_stale}
         values["restarts"] = self._supervisor.num_restarts if self._supervisor else 0
         return {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
@@ -297,7 +298,7 @@ class _Tally:
         _add(self._counts, unroll.counts)
         _add(self._seconds, unroll.seconds)
 
-    def values(self) -> dict[str, Any]:
+    def values(self, max_lag: int) -> dict[str, Any]:
         """The metrics of it."""
         values: dict[str, Any] = dict(self._counts)
         for name in ("episode_return", "episode_length"):
@@ -309,6 +310,7 @@ class _Tally:
         values |= {"learner_wait": self.waited / elapsed, "learner_update": 1 - self.waited / elapsed}
         values["lag"] = float(np.mean(self.lags)) if self.lags else np.nan
         values["lag_max"] = max(self.lags, default=0)
+        values["lag_histogram"] = np.bincount(self.lags, minlength=max_lag + 1) / max(len(self.lags), 1)
         values["queue"] = float(np.mean(self._queue)) if self._queue else np.nan
         return values
 
