@@ -10,6 +10,7 @@ import click
 
 from podracer import __version__, registry
 from podracer.config import ConfigError
+from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
 
 _SEBULBA_FLAGS = ("actor_devices", "learner_devices", "max_lag")
@@ -272,6 +273,9 @@ def doctor() -> None:
     from podracer.launch.doctor import examine
 
     sys.exit(examine())
+
+
+cli.add_command(reverb)
 
 
 def _slug(name: str) -> str:
