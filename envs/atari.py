@@ -1,8 +1,8 @@
-"""`atari/<game>`: the Arcade Learning Environment itself, stepped inside an XLA program on a CPU host.
+"""`atari/<game>`: the Arcade Learning Environment itself, stepped from Python or inside an XLA program on a CPU host.
 
-The emulator runs in envpool's thread pool, which XLA calls from within jit and `lax.scan`. envpool was taken over ale-py's
-own vector environment because it also hands out the RAM and a picture in colour, and marks a game that ends exactly at
-the time limit. `pool_options` turns a `Config` into envpool's arguments and serves any host that steps the ALE itself.
+The emulator runs in envpool's thread pool, which Python calls (`AtariHost`), or XLA from within jit and `lax.scan`
+(`AtariVector`). envpool was taken over ale-py's own vector environment because it also hands out the RAM and a picture in
+colour, and marks a game that ends exactly at the time limit.
 
 Defaults are the protocol of the Muesli paper (Hessel et al. 2021, appendix): sticky actions with probability 0.25, all 18
 actions, no signal for lost lives, at most 108,000 frames an episode, no random no-ops, frame skip 4 with the brighter of the
@@ -27,6 +27,7 @@ from jax.experimental import io_callback
 
 from podracer import types
 from podracer.environment import Environment, Unsupported, VectorEnvironment
+from podracer.envs.envpool_host import EnvpoolHost, arrive
 from podracer.registry import Suite
 from podracer.types import Array, EnvironmentSpec, Key, Struct, TimeStep
 
@@ -48,6 +49,7 @@ class Config:
     image_height, image_width: size of the image.
     max_frames: time limit of a game in frames.
     num_threads: threads of the emulator; 0 is one per core.
+    batch_size: on the host, how many games `recv` waits for; 0 is all.
     """
 
     observation: Literal["pixels", "ram", "objects"] = "pixels"
@@ -63,14 +65,15 @@ class Config:
     image_width: int = 84
     max_frames: int = 108_000
     num_threads: int = 0
+    batch_size: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.repeat_action_probability <= 1:
             raise ValueError(f"repeat_action_probability must be within 0..1, not {self.repeat_action_probability}")
         if min(self.frame_skip, self.stack, self.image_height, self.image_width) < 1:
             raise ValueError("frame_skip, stack and the image's size must be at least 1")
-        if self.noop_max < 0 or self.num_threads < 0:
-            raise ValueError("noop_max and num_threads must be at least 0")
+        if min(self.noop_max, self.num_threads, self.batch_size) < 0:
+            raise ValueError("noop_max, num_threads and batch_size must be at least 0")
         if self.max_frames < self.frame_skip:
             raise ValueError(f"max_frames must be at least frame_skip, which is {self.frame_skip}")
 
@@ -140,6 +143,10 @@ class Atari(Environment):
             )
         return AtariVector(self, num_envs, seed)
 
+    def host(self, num_envs: int, seed: int, first_env: int = 0) -> "AtariHost":
+        """`num_envs` games in one pool. Game `first_env + i` does what it does in `vectorize` with the same seed."""
+        return AtariHost(self, num_envs, seed, first_env)
+
 
 class _State(Struct):
     """handle: `[8]` uint8, stands for the pool and orders its calls. last: `[B]` bool, the next step is a reset.
@@ -182,23 +189,18 @@ class AtariVector(VectorEnvironment):
             handle, pixels, lives, ram = jax.tree.map(jnp.asarray, self._reset_pool())
         keeps_ram = self.config.observation == "objects"
         state = _State(handle=handle, last=jnp.zeros(self.num_envs, bool), lives=lives, ram=ram if keeps_ram else ())
-        return state, jax.vmap(types.restart)(self._observation(pixels, ram, ram))
+        return state, jax.vmap(types.restart)(_observation(self.config, pixels, ram, ram))
 
     def step(self, state: _State, action: Array, key: Key) -> tuple[_State, TimeStep]:
         del key  # the emulators have their own randomness
         self._check_batch(action.shape)
         handle, (pixels, reward, _, truncated, info) = self._step(state.handle, action.astype(jnp.int32))
-        is_first = state.last
-        lost_life = (info["lives"] < state.lives) & (info["lives"] > 0) & self.config.episodic_life
-        over = (info["terminated"] != 0) | lost_life
-        timestep = types.transition(
-            reward=jnp.where(is_first, 0.0, reward),
-            observation=self._observation(pixels, info["ram"], _where(is_first, info["ram"], state.ram)),
-            terminated=over & ~is_first,
-            truncated=truncated & ~is_first,
-        )
-        timestep = timestep.replace(step_type=jnp.where(is_first, types.FIRST, timestep.step_type))
-        ram = info["ram"] if self.config.observation == "objects" else ()
+        keeps_ram = self.config.observation == "objects"
+        ram = info["ram"] if keeps_ram else ()
+        ram_tm1 = jnp.where(state.last[:, None], info["ram"], jnp.asarray(state.ram)) if keeps_ram else ()
+        observation = _observation(self.config, pixels, info["ram"], ram_tm1)
+        terminated = _terminated(self.config, info, state.lives)
+        timestep = arrive(jnp, state.last, reward, terminated, truncated, observation)
         return _State(handle=handle, last=timestep.last(), lives=info["lives"], ram=ram), timestep
 
     def render(self, state: _State) -> np.ndarray:
@@ -228,18 +230,51 @@ class AtariVector(VectorEnvironment):
     def _refuse_vmap(self, *_: Any) -> Any:
         raise Unsupported(f"{self.spec.name} cannot be vmapped: run it with one seed, or use atari_jax/pong")
 
-    def _observation(self, pixels: Array, ram: Array, ram_tm1: Array) -> Array:
-        if self.config.observation == "ram":
-            return ram
-        if self.config.observation == "objects":
-            from podracer.envs.atari_jax import objects
 
-            return objects.from_ram(ram, ram_tm1, self.config.frame_skip)
-        return jnp.moveaxis(pixels, 1, -1)
+class AtariHost(EnvpoolHost):
+    """A pool of games, stepped from Python."""
+
+    def __init__(self, environment: Atari, num_envs: int, seed: int, first_env: int):
+        self.config = environment.config
+        options = pool_options(self.config, num_envs, seed + first_env)  # envpool adds a game's number to the seed
+        super().__init__(environment.spec, environment.env_id, options, first_env, self.config.batch_size)
+        self._lives = np.zeros(num_envs, np.int32)
+        self._ram = np.zeros((num_envs, 128), np.uint8)
+        self._objects = jax.jit(lambda ram, ram_tm1: _observation(self.config, None, ram, ram_tm1))
+
+    def render(self) -> np.ndarray | None:
+        """The newest frame of the first game in colour, `[210, 160, 3]` uint8, or None while it is in the middle of a step."""
+        return None if self._busy.any() else np.asarray(self._pool.render(env_ids=[0])[0])
+
+    def _terminated(self, terminated: np.ndarray, info: dict[str, Any], first: np.ndarray, env_id: np.ndarray) -> np.ndarray:
+        over = _terminated(self.config, info, self._lives[env_id])
+        self._lives[env_id] = info["lives"]
+        return over
+
+    def _observe(self, observation: Any, info: dict[str, Any], first: np.ndarray, env_id: np.ndarray) -> np.ndarray:
+        if self.config.observation != "objects":
+            return _observation(self.config, observation, info["ram"], ())
+        ram_tm1 = np.where(first[:, None], info["ram"], self._ram[env_id])
+        self._ram[env_id] = info["ram"]
+        with jax.default_device(jax.devices("cpu")[0]):
+            return np.asarray(self._objects(info["ram"], ram_tm1))
 
 
-def _where(mask: Array, new: Array, old: Array | tuple[()]) -> Array:
-    return new if isinstance(old, tuple) else jnp.where(mask[:, None], new, old)
+def _terminated(config: Config, info: dict[str, Any], lives_tm1: Any) -> Any:
+    """`[n]` bool from envpool's `info`, whose flag knows a game over at the limit; lives_tm1 `[n]`, one agent step ago."""
+    lost_life = (info["lives"] < lives_tm1) & (info["lives"] > 0) & config.episodic_life
+    return (info["terminated"] != 0) | lost_life
+
+
+def _observation(config: Config, pixels: Any, ram: Any, ram_tm1: Any) -> Any:
+    """The observation from pixels `[n, C, H, W]` and RAM `[n, 128]` (one agent step ago: for `objects` alone)."""
+    if config.observation == "ram":
+        return ram
+    if config.observation == "objects":
+        from podracer.envs.atari_jax import objects
+
+        return objects.from_ram(ram, ram_tm1, config.frame_skip)
+    return pixels.transpose(0, 2, 3, 1)
 
 
 def _observation_spec(config: Config) -> specs.Array:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from podracer import workers
-from podracer.environment import EnvironmentFailed, HostEnvironment
+from podracer.environment import Environment, EnvironmentFailed, HostEnvironment, Unsupported, VectorEnvironment
 from podracer.types import EnvironmentSpec, TimeStep
 from podracer.workers import Factory, Field, Layout, Task
 
@@ -35,6 +35,25 @@ _BOOT = (
 )
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # the parallelism is in the processes
 _GRACE = 1.0  # seconds that workers get to end by themselves, and again after SIGTERM
+
+
+class ProcessEnvironment(Environment):
+    """An environment that runs in worker processes alone: a signature and a factory, `podracer.workers.Factory`."""
+
+    def __init__(self, spec: EnvironmentSpec, factory: Factory, num_workers: int = 0):
+        """Arguments are those of `ProcessPool`."""
+        self.spec, self.factory, self.num_workers = spec, factory, num_workers
+
+    def vectorize(self, num_envs: int, seed: int) -> VectorEnvironment:
+        raise host_only(self.spec.name)
+
+    def host(self, num_envs: int, seed: int, first_env: int = 0) -> "ProcessPool":
+        return ProcessPool(self.spec, self.factory, num_envs, seed, first_env, self.num_workers)
+
+
+def host_only(name: str) -> Unsupported:
+    """What the `vectorize` of an environment called `name` raises that cannot be part of an XLA program."""
+    return Unsupported(f"{name} runs on the host, outside XLA: use podracer launch sebulba --env {name}")
 
 
 class ProcessPool(HostEnvironment):

@@ -18,7 +18,8 @@ from podracer.environment import AutoReset, Environment, JaxEnvironment, TimeLim
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
 MAX_STEPS = 7
-SUITES = registry.names(registry.ENVS)
+HOST = ("dm_control", "envpool", "gymnasium")  # outside XLA: tests/envs/test_host.py holds them to the contract
+SUITES = [name for name in registry.names(registry.ENVS) if name not in HOST]
 MORE = (
     "gridworld/four_rooms",
     "gridworld/key_door",
@@ -80,7 +81,7 @@ def test_contract(suite_name: str, task: str | None) -> None:
 
 def test_no_registered_environment_is_left_out() -> None:
     tested = {case.values[0] for case in _cases()}
-    assert tested == set(registry.suites())
+    assert tested | set(HOST) == set(registry.suites())
     for name, suite in registry.suites().items():
         assert suite.default_task in suite.tasks(), name
         assert suite.summary, name

@@ -1,0 +1,71 @@
+"""`dm_control/<domain>_<task>`: the DeepMind Control Suite in worker processes on the host, from states, pixels or depth.
+
+Its time limit is LAST with discount 1, as its authors have it (Tassa et al. 2018): almost no task terminates.
+"""
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from dm_env import specs
+
+from podracer import registry
+from podracer.envs import dm_control_worker
+from podracer.envs.dm_control_worker import DmControlConfig
+from podracer.processes import ProcessEnvironment
+from podracer.types import EnvironmentSpec
+
+
+def tasks() -> Sequence[str]:
+    """All tasks of the suite, sorted."""
+    return tuple(sorted(_pairs()))
+
+
+def make(task: str, config: DmControlConfig) -> ProcessEnvironment:
+    """The environment. Rendering is first tried in the workers."""
+    domain, name = _pairs()[task]
+    env = dm_control_worker.load(domain, name)
+    action = env.action_spec()
+    low, high = action.minimum.astype(np.float32), action.maximum.astype(np.float32)
+    depth = specs.BoundedArray((config.height, config.width, 1), np.float32, 0.0, config.far, name="depth")
+    spec = EnvironmentSpec(
+        name=f"dm_control/{task}",
+        observation=depth if config.observation == "depth" else _observation_spec(env.observation_spec(), config),
+        action=specs.BoundedArray(action.shape, np.float32, low, high, name="action"),
+        aux={"depth": depth} if config.depth_label else (),
+        frames_per_step=config.action_repeat,
+    )
+    env.close()
+    factory = functools.partial(dm_control_worker.make, domain=domain, task=name, config=config)
+    return ProcessEnvironment(spec, factory, config.num_workers)
+
+
+def _observation_spec(theirs: Any, config: DmControlConfig) -> Any:
+    if config.observation == "pixels":
+        return specs.BoundedArray((config.height, config.width, 3), np.uint8, 0, 255, name="pixels")
+    if config.observation == "dict":
+        return {name: specs.Array(spec.shape, np.float32, name=name) for name, spec in theirs.items()}
+    size = sum(math.prod(spec.shape) for spec in theirs.values())
+    return specs.Array((size,), np.float32, name="states")
+
+
+@functools.cache
+def _pairs() -> dict[str, tuple[str, str]]:
+    """Domain and task by our name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no display
+        from dm_control import suite
+    return {f"{domain}_{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+
+
+SUITE = registry.Suite(
+    make=make,
+    tasks=tasks,
+    config=DmControlConfig,
+    summary="the DeepMind Control Suite (cartpole_swingup, ...) from states, pixels or depth, on the host",
+    package="dm_control",
+    default_task="cartpole_swingup",
+)

@@ -1,0 +1,142 @@
+"""dm_env environments, and the DeepMind Control Suite, in a worker process. Imports no jax."""
+
+import dataclasses
+import os
+import warnings
+from typing import Any, Literal
+
+import dm_env
+import numpy as np
+
+from podracer.workers import SingleEnvironment
+
+
+class DmEnvironment(SingleEnvironment):
+    """Any `dm_env.Environment` whose actions are one array. Subclass it to change what is observed."""
+
+    def __init__(self, env: dm_env.Environment):
+        self.env: Any = env
+        self._action_dtype = env.action_spec().dtype
+
+    def observe(self, observation: Any) -> Any:
+        """The environment's observation as ours has it: the same."""
+        return observation
+
+    def reset(self) -> Any:
+        return self.observe(self.env.reset().observation)
+
+    def step(self, action: Any) -> tuple[Any, float, float, bool]:
+        timestep = self.env.step(np.asarray(action, self._action_dtype))
+        if timestep.first():
+            raise RuntimeError("the environment has reset itself within an episode")
+        reward = 0.0 if timestep.reward is None else float(timestep.reward)
+        discount = 1.0 if timestep.discount is None else float(timestep.discount)
+        return self.observe(timestep.observation), reward, discount, timestep.last()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class DmControlConfig:
+    """Options of `dm_control/<domain>_<task>`.
+
+    observation: `states`, all of the task's observations as one vector `[n]` float32; `dict`, the same by name;
+      `pixels`, `[height, width, 3]` uint8; `depth`, `[height, width, 1]` float32 metres from the camera, at most `far`.
+    depth_label: depth, as above, in `TimeStep.aux`, whatever is observed.
+    height, width, camera: of what is rendered. Through EGL, unless MUJOCO_GL says otherwise.
+    far: metres.
+    action_repeat: control steps of an agent step; rewards are added.
+    max_steps: time limit in agent steps; 0 keeps the task's own.
+    num_workers: processes; 0 is one per core.
+    """
+
+    observation: Literal["states", "dict", "pixels", "depth"] = "states"
+    depth_label: bool = False
+    height: int = 84
+    width: int = 84
+    camera: int = 0
+    far: float = 10.0
+    action_repeat: int = 1
+    max_steps: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.action_repeat) < 1 or self.far <= 0:
+            raise ValueError("height, width and action_repeat must be at least 1, far above 0")
+        if min(self.max_steps, self.num_workers) < 0:
+            raise ValueError("max_steps (0: the task's own limit) and num_workers (0: all cores) must be at least 0")
+
+    @property
+    def renders(self) -> bool:
+        """Whether agent steps need pictures."""
+        return self.depth_label or self.observation in ("pixels", "depth")
+
+
+class DmControlEnvironment(DmEnvironment):
+    """A task of the Control Suite."""
+
+    def __init__(self, env: Any, config: DmControlConfig):
+        super().__init__(env)
+        self._config, self._count = config, 0
+
+    def observe(self, observation: Any) -> Any:
+        kind = self._config.observation
+        if kind == "pixels":
+            return self._render(depth=False)
+        if kind == "depth":
+            return self._depth()
+        if kind == "dict":
+            return {name: np.asarray(value, np.float32) for name, value in observation.items()}
+        return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)
+
+    def reset(self) -> Any:
+        self._count = 0
+        return super().reset()
+
+    def step(self, action: Any) -> tuple[Any, float, float, bool]:
+        total, discount = 0.0, 1.0
+        for _ in range(self._config.action_repeat):
+            timestep = self.env.step(np.asarray(action, self._action_dtype))
+            total += timestep.reward
+            discount *= timestep.discount
+            if timestep.last():
+                break
+        self._count += 1
+        return self.observe(timestep.observation), total, discount, timestep.last() or self._count == self._config.max_steps
+
+    def aux(self) -> Any:
+        return {"depth": self._depth()} if self._config.depth_label else ()
+
+    def render(self) -> np.ndarray:
+        return self.env.physics.render(240, 320, camera_id=self._config.camera)
+
+    def _depth(self) -> np.ndarray:
+        return np.minimum(self._render(depth=True), self._config.far)[..., None].astype(np.float32)
+
+    def _render(self, depth: bool) -> np.ndarray:
+        config, env = self._config, self.env
+        return env.physics.render(config.height, config.width, camera_id=config.camera, depth=depth)
+
+
+def load(domain: str, task: str, seed: int | None = None) -> Any:
+    """The bare environment, a `dm_control.rl.control.Environment`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no display
+        from dm_control import suite
+    return suite.load(domain, task, task_kwargs={"random": seed})
+
+
+def make(number: int, seed: int, domain: str, task: str, config: DmControlConfig) -> DmControlEnvironment:
+    """A `podracer.workers.Factory`, once the rest is bound. Raises RuntimeError where it must render and cannot."""
+    del number
+    if not config.renders:
+        return DmControlEnvironment(load(domain, task, seed), config)
+    backend = os.environ.setdefault("MUJOCO_GL", "egl")  # before dm_control is imported
+    try:
+        env = load(domain, task, seed)
+        env.physics.render(8, 8)
+    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL lacks an attribute where the library is missing
+        hint = "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa"
+        raise RuntimeError(f"cannot render with MUJOCO_GL={backend} ({' '.join(str(error).split())}): {hint}") from error
+    return DmControlEnvironment(env, config)
