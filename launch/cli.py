@@ -180,12 +180,12 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
 
 
 def _execute(job: Any, parts: Any, runtime: Any, run_dir: Path, resume: bool, requests: Any) -> int:
-    from podracer.launch.train import Diverged, Run
+    from podracer.launch.train import ActorsFailed, Diverged, Run
 
     print(f"run folder {run_dir}", flush=True)
     try:
         return Run(job, parts, runtime, run_dir, resume, requests).execute()
-    except Diverged as error:
+    except (Diverged, ActorsFailed) as error:
         _complain(str(error))
         return 1
 

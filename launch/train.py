@@ -16,6 +16,7 @@ from podracer.launch.signals import Stopped, StopRequests
 from podracer.metrics.log import MetricsLog
 from podracer.metrics.meter import Meter
 from podracer.metrics.progress import ProgressLine
+from podracer.runtimes.sebulba.supervisor import ActorsFailed
 
 _SECONDS_PER_ROW = 1.0
 _ACTOR_WORDS = {"env": "environment", "infer": "inference", "transfer": "transfer", "wait": "queue"}
@@ -48,7 +49,7 @@ class Run:
 
         Raises:
           ConfigError, Unsupported: what the user asked for cannot be; one line.
-          Diverged: parameters are not finite.
+          Diverged: parameters are not finite. ActorsFailed: Sebulba's actors; what was learned is saved.
         """
         runtime = self.runtime
         runtime.should_stop = lambda: self.requests.pending
@@ -107,6 +108,11 @@ class Run:
                     if time.monotonic() - last_save >= self.job.checkpoint_seconds:
                         save(wait=False)
                 recorder.flush(counters, line)
+        except ActorsFailed:
+            if counters.num_updates and saved_at != counters.num_updates:
+                save(wait=True)
+            raise
+        else:
             if saved_at != counters.num_updates:
                 save(wait=True)
             checkpoints.wait()

@@ -55,18 +55,20 @@ def presets() -> Mapping[str, Preset]:
         "agent.decay_updates": 78_125,
         "anakin.num_envs": 32,
     }
+    cartpole = Preset(
+        num_steps=1_500_000,
+        overrides={
+            "agent.learning_rate": 2e-3,
+            "agent.decay_updates": 2344,
+            "agent.max_gradient_norm": 10.0,
+            "agent.trace_decay": 0.95,
+            "anakin.num_envs": 32,
+        },
+    )
     return {
         "catch": Preset(num_steps=400_000, overrides={"agent.unroll_length": 10, "anakin.num_envs": 64}),
-        "gymnax/CartPole-v1": Preset(
-            num_steps=1_500_000,
-            overrides={
-                "agent.learning_rate": 2e-3,
-                "agent.decay_updates": 2344,
-                "agent.max_gradient_norm": 10.0,
-                "agent.trace_decay": 0.95,
-                "anakin.num_envs": 32,
-            },
-        ),
+        "gymnax/CartPole-v1": cartpole,
+        "gymnasium/CartPole-v1": cartpole,
         # Many small gradient steps. Of the 18 actions only 6 differ.
         "atari_jax/pong": Preset(
             num_steps=60_000_000,

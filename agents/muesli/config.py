@@ -130,6 +130,22 @@ _PONG: Mapping[str, Any] = {
     "anakin.minibatches": 8,
 }
 
+_CARTPOLE = Preset(
+    num_steps=800_000,
+    overrides={
+        **_SMALL,
+        "agent.torso.hidden": (64, 64),
+        "agent.bins.limit": 16.0,
+        "agent.unroll_length": 20,
+        "agent.replay_capacity": 3200,
+        "agent.discount": 0.99,
+        "agent.retrace_lambda": 0.95,
+        "agent.learning_rate": 2e-3,
+        "agent.decay_updates": 2500,
+        "anakin.num_envs": 16,
+    },
+)
+
 PRESETS: Mapping[str, Preset] = {
     "catch": Preset(
         num_steps=200_000,
@@ -143,21 +159,8 @@ PRESETS: Mapping[str, Preset] = {
             "anakin.num_envs": 32,
         },
     ),
-    "gymnax/CartPole-v1": Preset(
-        num_steps=800_000,
-        overrides={
-            **_SMALL,
-            "agent.torso.hidden": (64, 64),
-            "agent.bins.limit": 16.0,
-            "agent.unroll_length": 20,
-            "agent.replay_capacity": 3200,
-            "agent.discount": 0.99,
-            "agent.retrace_lambda": 0.95,
-            "agent.learning_rate": 2e-3,
-            "agent.decay_updates": 2500,
-            "anakin.num_envs": 16,
-        },
-    ),
+    "gymnax/CartPole-v1": _CARTPOLE,
+    "gymnasium/CartPole-v1": _CARTPOLE,
     # Many small gradient steps count for more here than replay does. Of the 18 actions only 6 differ.
     "atari_jax/pong": Preset(
         num_steps=15_000_000,

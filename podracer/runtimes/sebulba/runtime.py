@@ -80,6 +80,7 @@ class Sebulba:
         self._handover = Handover(self.actors.max_lag + 1)
         self._supervisor: Supervisor | None = None
         self._num_stale = 0
+        self._failure: ActorsFailed | None = None
 
     def init(self) -> SebulbaState:
         """The state before the first update; the train state is the one that Anakin begins with."""
@@ -105,10 +106,18 @@ class Sebulba:
         first = int(state.num_updates)
         if self._supervisor is None:
             self._supervisor = self._start(state, first)
+        if self._failure is not None:
+            raise self._failure
         tally = _Tally()
         sums: Any = None
         for number in range(first, first + num_updates):
-            unroll, ticket = self._next(number, tally)
+            try:
+                unroll, ticket = self._next(number, tally)
+            except ActorsFailed as error:
+                if number == first:
+                    raise
+                self._failure = error  # at the next call: the caller has to get the state of this one first
+                break
             if unroll is None:
                 break
             state, metrics = self._program(state, unroll.trajectory)
