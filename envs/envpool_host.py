@@ -8,6 +8,7 @@ import abc
 import queue
 import threading
 import time
+import warnings
 import weakref
 from typing import Any
 
@@ -36,6 +37,10 @@ def arrive(xp: Any, first: Any, reward: Any, terminated: Any, truncated: Any, ob
     )
 
 
+_QUIET = threading.Lock()
+"""Of those who silence warnings, which is a setting of the process."""
+
+
 class EnvpoolHost(HostEnvironment):
     """One pool of envpool. Subclasses say what of its output is an observation, and when an episode is over.
 
@@ -59,7 +64,10 @@ class EnvpoolHost(HostEnvironment):
         self._batch = batch_size or self.num_envs
         if self.num_envs % self._batch:
             raise Unsupported(f"{spec.name}: env.batch_size={batch_size} must divide the pool's {self.num_envs} environments")
-        self._pool = envpool.make(env_id, **options, batch_size=self._batch)
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that bounds lose precision
+            self._pool = envpool.make(env_id, **options, batch_size=self._batch)
+            assert self._pool.observation_space is not None  # made now, since making it is what warns
         self._busy = np.zeros(self.num_envs, bool)
         self._first = np.zeros(self.num_envs, bool)
         self._num_sent = self._num_asked = self._num_received = 0

@@ -260,6 +260,7 @@ class _Process:
                     [sys.executable, "-c", _BOOT, json.dumps(sys.path), *map(str, descriptors)],
                     pass_fds=descriptors,
                     stdin=subprocess.DEVNULL,
+                    process_group=0,  # Ctrl-C and the like are for the parent, which may want another step before it ends
                     env={**dict.fromkeys(_ONE_THREAD, "1"), **os.environ},
                 )
             except BaseException:

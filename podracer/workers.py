@@ -6,10 +6,10 @@ weighs what NumPy weighs. `tests/test_processes.py` holds us to it.
 
 import abc
 import dataclasses
+import fcntl
 import os
 import pickle
 import random
-import signal
 import sys
 import threading
 import traceback
@@ -151,8 +151,7 @@ def unflatten(like: Any, leaves: Iterator[Any]) -> Any:
 
 def main(commands: int, lifeline: int, memory: int) -> None:
     """The worker process. Arguments are file descriptors: a socket, a pipe that closes when the parent ends, shared memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    _end_with_parent(lifeline)
     connection = Connection(commands)
     try:
         task: Task = connection.recv()
@@ -169,8 +168,16 @@ def main(commands: int, lifeline: int, memory: int) -> None:
 
 
 def _end_with_parent(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os._exit(1)  # from a thread, since the main one may hang in an environment
+    """Ends this process once the other end of a pipe is closed, even while the main thread hangs in an environment."""
+
+    def wait() -> None:
+        os.read(lifeline, 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    if sys.platform == "linux":  # no thread runs while C code holds the interpreter's lock; SIGIO, unhandled, still ends it
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 class _Worker:

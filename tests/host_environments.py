@@ -64,6 +64,8 @@ class Faulty(Counter):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 while True:
                     time.sleep(1000)
+            if self.fault == "busy":
+                sum(range(10**14))  # without a moment for other threads
             if self.fault == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fault == "exit":

@@ -1,6 +1,7 @@
 """The process pool: what crosses it, out of order, and what it says when an environment misbehaves."""
 
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -186,13 +187,14 @@ def test_workers_import_no_jax_and_the_picture_comes_across(make):
 
 
 def test_closing_twice_and_using_a_closed_pool(make):
+    gc.collect()
     files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
     pool = make()
     pool.reset(TIMEOUT)
     pool.close()
     pool.close()
     if files is not None:
-        assert len(os.listdir("/proc/self/fd")) == files
+        assert len(os.listdir("/proc/self/fd")) <= files
     for use in (lambda: pool.reset(TIMEOUT), lambda: pool.step(np.zeros(4, int), TIMEOUT), lambda: pool.recv(TIMEOUT)):
         with pytest.raises(EnvironmentFailed, match="closed"):
             use()
@@ -207,7 +209,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_processes import SPEC, TIMEOUT, ProcessPool, host_environments\n"
         "def factory(number, seed):\n"
-        "    return host_environments.Faulty(number, seed, 'hang')\n"
+        "    return host_environments.Faulty(1, seed, ['hang', 'busy'][number])\n"
         "pool = ProcessPool(SPEC, factory, 2, 0, 0, 2)\n"
         "pool.reset(TIMEOUT)\n"
         "pool.step(np.zeros(2, int), TIMEOUT)\n"

@@ -22,9 +22,9 @@ NUM_ENVS, NUM_STEPS = 4, 40
 CASES = {
     "atari/pong": {"env.observation": "ram", "env.max_frames": 28},
     "gymnasium/CartPole-v1": {"env.max_steps": 7},
-    "gymnasium/Pendulum-v1": {"env.max_steps": 7},
-    "gymnasium/FrozenLake-v1": {"env.max_steps": 30},
-    "gymnasium/Blackjack-v1": {},
+    "gymnasium/Pendulum-v1": {"env.max_steps": 7, "env.num_workers": 1},
+    "gymnasium/FrozenLake-v1": {"env.max_steps": 30, "env.num_workers": 1},
+    "gymnasium/Blackjack-v1": {"env.num_workers": 1},
     "dm_control/cartpole_swingup": {"env.max_steps": 7, "env.action_repeat": 2},
     "dm_control/ball_in_cup_catch": {"env.max_steps": 7, "env.observation": "dict", "env.num_workers": 1},
     "envpool/CartPole-v1": {"env.max_steps": 7},
