@@ -200,7 +200,10 @@ class Client:
                 return
             except (Timeout, Unavailable) as error:
                 if remaining < 1.0:
-                    raise type(error)(f"no Reverb server answers at {self.address}: tried for {timeout_s:.1f} s") from None
+                    text = str(error).removeprefix(f"no Reverb server answers at {self.address}: ")
+                    raise type(error)(
+                        f"no Reverb server answers at {self.address}: gone for {timeout_s:.1f} s: {text}"
+                    ) from None
 
     def stream(self, method: str, requests: Any, answer: Any) -> Any:
         """Opens a stream of serialised requests; for writers and samplers."""
@@ -235,7 +238,8 @@ class Client:
 
     def _too_late(self, method: str, error: Any, timeout_s: float) -> ReverbError:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return Unavailable(f"no Reverb server answers at {self.address} ({method}, tried for {timeout_s:.1f} s)")
+            details = " ".join((error.details() or "").split())
+            return Unavailable(f"no Reverb server answers at {self.address}: tried {method} for {timeout_s:.1f} s: {details}")
         return Timeout(f"waited {timeout_s:.1f} s for the Reverb server at {self.address} to answer {method}, in vain")
 
     def translate(self, error: Any, what: str, table: str) -> ReverbError:

@@ -79,13 +79,16 @@ class Sampler:
         self._client = client
         self.table = table
         self._prefetch = prefetch
-        self._request_size = max(prefetch // 2, 1)
+        info = client.server_info().tables.get(table)
+        # A request for several items that times out after the first ones loses them: gRPC drops what it has not handed over
+        # when a stream ends with an error. Replay can bear that, a queue cannot; it pays with a request for each item.
+        self._request_size = 1 if info is None or info.max_times_sampled else max(prefetch // 2, 1)
         self._limit_s = rate_limiter_timeout_s
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s
         self._checker, self._containers = _containers(client.checker(table), like, table)
         self._changed = threading.Condition()
-        self._ready: collections.deque[Sample] = collections.deque()
+        self._ready: collections.deque[list[Any]] = collections.deque()  # entries of each item, still encoded
         self._outstanding = 0  # asked for and not yet here
         self._generation = 0
         self._progress = 0
@@ -99,7 +102,11 @@ class Sampler:
         self._thread.start()
 
     def sample(self, timeout_s: float | None = None) -> Sample:
-        """The next sample. Raises Timeout, and whatever ended the sampler (SignatureMismatch, Unavailable, ...)."""
+        """The next sample.
+
+        Raises Timeout; SignatureMismatch or ReverbError for an item that is not as the table promises, after which the next
+        one may be; and for good, what ended the sampler: Unavailable, TableNotFound.
+        """
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         silent_s = self._limit_s + _GRACE_S
@@ -115,9 +122,10 @@ class Sampler:
                     raise self._late(timeout_s)
                 if not self._changed.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
                     self._probe(min(_PROBE_S, remaining))
-            sample = self._ready.popleft()
+            entries = self._ready.popleft()
             self._changed.notify_all()
-            return sample
+        # Not in the reading thread: what is not read at once may be lost (see the constructor).
+        return self._decode(entries)
 
     def __iter__(self) -> Iterator[Sample]:
         """Samples for ever; ends when the sampler is closed. Raises like `sample`."""
@@ -212,11 +220,8 @@ class Sampler:
                 for entry in answer.entries:
                     entries.append(entry)
                     if entry.end_of_sequence:
-                        self._deliver(self._decode(entries))
-                        entries.clear()
-        except ReverbError as error:
-            self._call.cancel()
-            return error
+                        self._receive(entries)
+                        entries = []
         except ValueError:  # of gRPC, on a closed channel
             return ReverbError(f"the client of {self._client.address} is closed")
         except grpc.RpcError as error:
@@ -232,9 +237,9 @@ class Sampler:
             return self._client.translate(error, "sampling", self.table)
         return "the server ended the stream"
 
-    def _deliver(self, sample: Sample) -> None:
+    def _receive(self, entries: list[Any]) -> None:
         with self._changed:
-            self._ready.append(sample)
+            self._ready.append(entries)
             self._outstanding = max(self._outstanding - 1, 0)
             self._progress += 1
             self._changed.notify_all()
@@ -275,7 +280,7 @@ class Sampler:
         with self._changed:
             left = list(self._ready)
             self._ready.clear()
-        return left
+        return [self._decode(entries) for entries in left]
 
     def abort(self) -> None:
         """Ends the stream at once; an item that is under way is lost."""

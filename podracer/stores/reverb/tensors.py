@@ -125,6 +125,8 @@ def uncompress(block: Any) -> np.ndarray:
     size, start = wire.read_varint(block, 0)
     if size == 0:
         return np.empty(0, np.uint8)
+    if start == len(block):
+        raise ValueError("a damaged snappy block: it ends after its length")
     # A literal as long as the whole: the tag says in how many bytes (0 to 4) its length - 1 follows.
     tag = block[start]
     if tag & 3 == 0:
