@@ -12,7 +12,7 @@ from dm_env import specs
 from podracer import registry, types
 from podracer.agent import Agent, DataSpec
 from podracer.config import Preset
-from podracer.environment import JaxEnvironment, VectorEnvironment
+from podracer.environment import HostEnvironment, JaxEnvironment, JaxHost, VectorEnvironment
 from podracer.types import ActorOutput, Array, EnvironmentSpec, Key, Metrics, Mode, Params, TimeStep, TrainState, Trajectory
 
 
@@ -122,6 +122,22 @@ class OutsideEnv(TinyEnv):
         return vector
 
 
+class FailingHost(JaxHost):
+    """Raises at its 100th step."""
+
+    def recv(self, timeout: float) -> tuple[np.ndarray, TimeStep]:
+        if self._count == 100:
+            raise RuntimeError("the tiny emulator is gone")
+        return super().recv(timeout)
+
+
+class FailingEnv(TinyEnv):
+    """The same on the host, for a while."""
+
+    def host(self, num_envs: int, seed: int, first_env: int = 0) -> HostEnvironment:
+        return FailingHost(self, num_envs, seed, first_env)
+
+
 def _suite(environment: type[TinyEnv] = TinyEnv, **fields: Any) -> registry.Suite:
     return registry.Suite(
         make=lambda task, config: environment(config), tasks=lambda: ("",), config=TinyEnvConfig, summary="tiny", **fields
@@ -130,6 +146,7 @@ def _suite(environment: type[TinyEnv] = TinyEnv, **fields: Any) -> registry.Suit
 
 SUITE = _suite()
 OUTSIDE = _suite(OutsideEnv)
+FAILING = _suite(FailingEnv)
 MISSING = _suite(package="no_such_library", extra="nothing")
 
 TINY = ("--agent", "tiny_parts:TinyAgent", "--env", "tiny_parts:SUITE", "--set", "anakin.num_envs=16")
