@@ -242,10 +242,6 @@ class AtariHost(EnvpoolHost):
         self._ram = np.zeros((num_envs, 128), np.uint8)
         self._objects = jax.jit(lambda ram, ram_tm1: _observation(self.config, None, ram, ram_tm1))
 
-    def render(self) -> np.ndarray | None:
-        """The newest frame of the first game in colour, `[210, 160, 3]` uint8, or None while it is in the middle of a step."""
-        return None if self._busy.any() else np.asarray(self._pool.render(env_ids=[0])[0])
-
     def _terminated(self, terminated: np.ndarray, info: dict[str, Any], first: np.ndarray, env_id: np.ndarray) -> np.ndarray:
         over = _terminated(self.config, info, self._lives[env_id])
         self._lives[env_id] = info["lives"]

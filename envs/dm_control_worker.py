@@ -1,6 +1,7 @@
 """dm_env environments, and the DeepMind Control Suite, in a worker process. Imports no jax."""
 
 import dataclasses
+import logging
 import os
 import warnings
 from typing import Any, Literal
@@ -9,6 +10,8 @@ import dm_env
 import numpy as np
 
 from podracer.workers import SingleEnvironment
+
+_NO_RENDERER = "off"
 
 
 class DmEnvironment(SingleEnvironment):
@@ -79,6 +82,7 @@ class DmControlEnvironment(DmEnvironment):
     def __init__(self, env: Any, config: DmControlConfig):
         super().__init__(env)
         self._config, self._count = config, 0
+        self._painter: Any = None
 
     def observe(self, observation: Any) -> Any:
         kind = self._config.observation
@@ -109,7 +113,12 @@ class DmControlEnvironment(DmEnvironment):
         return {"depth": self._depth()} if self._config.depth_label else ()
 
     def render(self) -> np.ndarray:
-        return self.env.physics.render(240, 320, camera_id=self._config.camera)
+        physics, camera = self.env.physics, self._config.camera
+        if os.environ.get("MUJOCO_GL") != _NO_RENDERER:
+            return physics.render(240, 320, camera_id=camera)
+        if self._painter is None:
+            self._painter = _Painter(physics.model.ptr, 240, 320)
+        return self._painter.paint(physics.data.ptr, camera)
 
     def _depth(self) -> np.ndarray:
         return np.minimum(self._render(depth=True), self._config.far)[..., None].astype(np.float32)
@@ -119,18 +128,51 @@ class DmControlEnvironment(DmEnvironment):
         return env.physics.render(config.height, config.width, camera_id=config.camera, depth=depth)
 
 
+class _Painter:
+    """Pictures `[height, width, 3]` uint8 through EGL, opened at the first of them, where dm_control was told not to render."""
+
+    def __init__(self, model: Any, height: int, width: int):
+        import mujoco
+        from mujoco import egl
+
+        # As `mujoco.Renderer` does, which MUJOCO_GL=off disables.
+        self._mujoco, self._model, self._picture = mujoco, model, np.zeros((height, width, 3), np.uint8)
+        self._gl = egl.GLContext(width, height)
+        self._gl.make_current()
+        self._scene, self._camera = mujoco.MjvScene(model, maxgeom=2000), mujoco.MjvCamera()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+
+    def paint(self, data: Any, camera: int) -> np.ndarray:
+        mujoco, view = self._mujoco, self._mujoco.MjrRect(0, 0, *self._picture.shape[1::-1])
+        if camera < self._model.ncam:
+            self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED.value, camera
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, mujoco.MjvOption(), None, self._camera, everything, self._scene)
+        mujoco.mjr_render(view, self._scene, self._context)
+        mujoco.mjr_readPixels(self._picture, None, view, self._context)
+        return self._picture[::-1].copy()
+
+
 def load(domain: str, task: str, seed: int | None = None) -> Any:
     """The bare environment, a `dm_control.rl.control.Environment`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no display
         from dm_control import suite
-    return suite.load(domain, task, task_kwargs={"random": seed})
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # some of its models are in an old format, which MuJoCo warns of each time
+    try:
+        return suite.load(domain, task, task_kwargs={"random": seed})
+    finally:
+        logger.setLevel(level)
 
 
 def make(number: int, seed: int, domain: str, task: str, config: DmControlConfig) -> DmControlEnvironment:
     """A `podracer.workers.Factory`, once the rest is bound. Raises RuntimeError where it must render and cannot."""
     del number
     if not config.renders:
+        os.environ.setdefault("MUJOCO_GL", _NO_RENDERER)  # else dm_control opens a display, or complains that there is none
         return DmControlEnvironment(load(domain, task, seed), config)
     backend = os.environ.setdefault("MUJOCO_GL", "egl")  # before dm_control is imported
     try:

@@ -109,6 +109,16 @@ class EnvpoolHost(HostEnvironment):
         self.send(action, np.arange(self.num_envs))
         return self._recv_all(time.monotonic() + timeout, timeout)
 
+    def render(self) -> np.ndarray | None:
+        """The first environment in colour, or None where it has no picture or is in the middle of a step."""
+        modules = [base.__module__ for base in type(self._pool).__mro__]
+        if self._busy.any() or any("mujoco" in name for name in modules):  # there it ends the process for want of OpenGL
+            return None
+        try:
+            return np.asarray(self._pool.render(env_ids=[0])[0], np.uint8)
+        except RuntimeError:
+            return None
+
     def close(self) -> None:
         """Ends the thread. The emulators go with the pool."""
         self._end()

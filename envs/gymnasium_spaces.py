@@ -61,7 +61,8 @@ def action_spec(space: spaces.Space) -> specs.Array:
     if isinstance(space, spaces.Discrete):
         return specs.DiscreteArray(int(space.n), name="action")
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        with np.errstate(over="ignore"):  # the largest float64 stands for infinity
+            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
         return specs.BoundedArray(space.shape, np.float32, low, high, name="action")
     raise TypeError(f"actions of {type(space).__name__} ({space.dtype}) are not supported")
 

@@ -2,6 +2,7 @@
 
 `<id>` is as in `gymnasium.make`: `CartPole-v1`, or `my_module:MyEnv-v0`, which imports `my_module` first. Termination has
 discount 0, a time limit (gymnasium's `truncated`) keeps 1. `gymnasium_spaces.py` says what becomes of observations and actions.
+Pictures of classic control and toy text need pygame, those of MuJoCo a display or MUJOCO_GL=egl.
 """
 
 import dataclasses

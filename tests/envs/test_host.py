@@ -209,6 +209,12 @@ def test_dm_control_renders_pixels_and_depth():
     assert seen.aux["depth"].shape == (6, 2, 20, 30, 1)
     assert seen.aux["depth"].std() > 0
     assert picture.shape == (240, 320, 3)
+    states = make("dm_control/reacher_easy", {"env.max_steps": 3, "env.num_workers": 1}).host(2, 0)
+    states.reset(TIMEOUT)
+    for noise_t in noise_for(environment, 0, 5, 2):
+        states.step(noise_t * 2 - 1, TIMEOUT)
+    assert np.abs(states.render().astype(int) - picture).mean() < 1  # a worker that need not render does so all the same
+    states.close()
 
 
 def test_an_envpool_time_limit_is_told_from_a_fall():
