@@ -204,8 +204,7 @@ class Proxy:
         pairs, self._pairs = self._pairs, []
         for end in (end for pair in pairs for end in pair):
             with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
+                end.shutdown(socket.SHUT_RDWR)  # closing is for the thread that reads: the number may be another's by then
 
     def close(self):
         self._listener.shutdown(socket.SHUT_RDWR)
