@@ -120,7 +120,6 @@ _PONG: Mapping[str, Any] = {
     "env.observation": "objects",
     "env.full_action_space": False,
     "agent.torso.hidden": (128, 128),
-    "agent.head_hidden": (64,),
     "agent.dynamics.size": 64,
     "agent.bins.limit": 1.5,
     "agent.unroll_length": 32,
@@ -163,11 +162,11 @@ PRESETS: Mapping[str, Preset] = {
     "gymnasium/CartPole-v1": _CARTPOLE,
     # Many small gradient steps count for more here than replay does. Of the 18 actions only 6 differ.
     "atari_jax/pong": Preset(
-        num_steps=15_000_000,
+        num_steps=18_000_000,
         overrides={
             **_PONG,
             "agent.replay_share": 0.0,
-            "agent.decay_updates": 58_594,
+            "agent.decay_updates": 70_313,
             "anakin.num_envs": 64,
         },
     ),
@@ -177,6 +176,7 @@ PRESETS: Mapping[str, Preset] = {
         num_steps=400_000,
         overrides={
             **_PONG,
+            "agent.head_hidden": (64,),
             "agent.replay_share": 0.75,
             "agent.replay_capacity": 3200,
             "anakin.num_envs": 32,
