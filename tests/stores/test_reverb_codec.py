@@ -23,6 +23,7 @@ from podracer.stores.reverb.errors import SignatureMismatch
 from podracer.stores.reverb.structure import Checker, Spec
 from podracer.stores.reverb.tables import Table
 
+unhurried = hypothesis.settings(deadline=None)
 _CODES = ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8", "c16", ml_dtypes.bfloat16)
 NUMERIC = [np.dtype(code) for code in _CODES]
 
@@ -42,6 +43,7 @@ def decoded(parts):
     return tensors.decode(wire.Tensor.FromString(b"".join(parts)))
 
 
+@unhurried
 @hypothesis.given(arrays(), st.sampled_from(["auto", "always", "never"]))
 def test_an_array_comes_back_bit_for_bit(array, compression):
     back = decoded(tensors.encode(tensors.canonical(array), compression))
@@ -50,6 +52,7 @@ def test_an_array_comes_back_bit_for_bit(array, compression):
     assert back.tobytes() == array.tobytes()
 
 
+@unhurried
 @hypothesis.given(hnp.arrays(object, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0), elements=st.binary(max_size=300)))
 def test_strings_come_back_as_bytes(array):
     back = decoded(tensors.encode(tensors.canonical(array)))
@@ -58,6 +61,7 @@ def test_strings_come_back_as_bytes(array):
     assert back.ravel().tolist() == array.ravel().tolist()
 
 
+@unhurried
 @hypothesis.given(st.binary(max_size=70_000))
 def test_a_stored_block_is_one_that_every_snappy_decoder_reads(data):
     block = b"".join(tensors.stored_block(data))
@@ -65,6 +69,7 @@ def test_a_stored_block_is_one_that_every_snappy_decoder_reads(data):
     assert tensors.uncompress(block).tobytes() == data
 
 
+@unhurried
 @hypothesis.given(st.binary(max_size=400), st.data())
 def test_a_damaged_block_is_an_error_and_no_crash(data, draw):
     block = bytearray(cramjam.snappy.compress_raw(data))
@@ -95,6 +100,7 @@ def test_views_and_foreign_byte_orders_are_sent_as_they_read():
         np.testing.assert_array_equal(decoded(tensors.encode(tensors.canonical(array))), array)
 
 
+@unhurried
 @hypothesis.given(hnp.arrays(st.sampled_from(["u1", "i4", "i8"]), (4, 3)))
 def test_delta_encoding_is_undone(array):
     unsigned = array.view(f"u{array.itemsize}")

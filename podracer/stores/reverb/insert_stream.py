@@ -178,7 +178,9 @@ class InsertStream:
                 self._changed.notify_all()
             if isinstance(problem, ReverbError) or futile > _MAX_FUTILE:
                 self._fail(
-                    problem if isinstance(problem, ReverbError) else ReverbError(f"inserting at {self._client.address} fails")
+                    problem
+                    if isinstance(problem, ReverbError)
+                    else ReverbError(f"inserting at {self._client.address} fails again and again: {problem}")
                 )
                 return
             try:
@@ -207,7 +209,7 @@ class InsertStream:
 
             code = error.code()
             if code in TRANSIENT:
-                return str(code)
+                return f"{code.name}: {error.details()}"
             with self._changed:
                 table = next((item.table for item in self._unconfirmed.values()), "")
             return self._client.translate(error, "inserting", table)

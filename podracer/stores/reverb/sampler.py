@@ -200,7 +200,11 @@ class Sampler:
             if problem is None:
                 continue
             if isinstance(problem, ReverbError) or futile > _MAX_FUTILE:
-                self._fail(problem if isinstance(problem, ReverbError) else ReverbError(f"sampling fails: {problem}"))
+                self._fail(
+                    problem
+                    if isinstance(problem, ReverbError)
+                    else ReverbError(f"sampling at {self._client.address} fails again and again: {problem}")
+                )
                 return
             try:
                 time.sleep(min(0.05 * 2**futile, 1.0))
@@ -233,7 +237,7 @@ class Sampler:
                 self._progress += 1
                 return None
             if code in TRANSIENT:
-                return str(code)
+                return f"{code.name}: {error.details()}"
             return self._client.translate(error, "sampling", self.table)
         return "the server ended the stream"
 
