@@ -33,16 +33,17 @@ SPEC = EnvironmentSpec(
 @pytest.fixture
 def make():
     """Makes pools, and sees to it that their processes end."""
-    pools = []
+    pools, processes = [], []
 
     def make_pool(factory=host_environments.Counter, num_envs=4, seed=0, first_env=0, num_workers=2):
         pools.append(ProcessPool(SPEC, factory, num_envs, seed, first_env, num_workers))
+        processes.extend(worker.popen for worker in pools[-1]._workers)
         return pools[-1]
 
     yield make_pool
     for pool in pools:
         pool.close()
-    assert not psutil.Process().children()
+    assert all(process.poll() is not None for process in processes)
 
 
 def play(pool):
@@ -160,8 +161,9 @@ def test_an_environment_that_hangs_is_named_and_ended(make, fault):
     pool = make(faulty(fault), first_env=0)
     pool.reset(TIMEOUT)
     pool.step(np.zeros(4, int), TIMEOUT)
+    pool.send(np.zeros(2, int), np.arange(2))
     with pytest.raises(TimeoutError, match=r"environment 1 took longer than 0.3 s \(2 of 4 unfinished\)"):
-        pool.step(np.zeros(4, int), 0.3)
+        pool.recv(0.3)
     start, processes = time.monotonic(), [process.popen for process in pool._workers]
     pool.close()
     assert time.monotonic() - start < 5
@@ -172,8 +174,9 @@ def test_one_may_wait_on_after_a_timeout(make):
     pool = make(faulty("slow"))
     pool.reset(TIMEOUT)
     pool.step(np.zeros(4, int), TIMEOUT)
-    with pytest.raises(TimeoutError):
-        pool.step(np.zeros(4, int), 0.1)
+    pool.send(np.zeros(2, int), np.arange(2))
+    with pytest.raises(TimeoutError, match="environment 1"):
+        pool.recv(0.1)
     env_id, timestep = pool.recv(TIMEOUT)
     assert sorted(env_id) == [0, 1]
     assert (timestep.observation["count"][:, 1] == 2).all()

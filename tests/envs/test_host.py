@@ -265,7 +265,8 @@ def test_envpool_sends_and_receives_by_number_in_any_order(name):
 
 
 def test_envpool_names_whom_it_waits_for():
-    host = make("atari/pong", {"env.num_threads": 1}).host(2, 0, first_env=6)
+    slow = {"env.num_threads": 1, "env.frame_skip": 1000}
+    host = make("atari/pong", slow).host(2, 0, first_env=6)
     host.reset(TIMEOUT)
     host.send(np.zeros(2, np.int32), np.arange(2))
     with pytest.raises(TimeoutError, match="atari/pong: environments 6, 7 took longer than 0 s"):
