@@ -147,7 +147,7 @@ _CARTPOLE = Preset(
 
 PRESETS: Mapping[str, Preset] = {
     "catch": Preset(
-        num_steps=200_000,
+        num_steps=130_000,
         overrides={
             **_SMALL,
             "agent.torso.hidden": (64,),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from podracer.stores.reverb.client import Client
 
 _PROBE_S = 5.0  # without progress, before asking whether the server is there at all
+_BATCH_BYTES = 256 * 1024  # of items that share a request
 _MAX_FUTILE = 20  # streams in a row that broke without a single confirmation
 
 
@@ -65,7 +66,9 @@ class InsertStream:
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # for the sending side: something to send, or the end
+        self._room = threading.Condition(self._lock)  # for callers: something confirmed, or the end
         self._unconfirmed: collections.OrderedDict[int, Item] = collections.OrderedDict()
         self._unsent: collections.deque[Item] = collections.deque()
         self._generation = 0  # of the stream; a writing thread of an older one ends itself
@@ -85,15 +88,15 @@ class InsertStream:
 
     def submit(self, item: Item, timeout_s: float | None = None) -> None:
         """Sends the item as soon as fewer than max_in_flight are unconfirmed. Raises Timeout, and the stream's failure."""
-        with self._changed:
+        with self._lock:
             self._wait_until_at_most(self._max_in_flight - 1, item.table, timeout_s)
             self._unconfirmed[item.key] = item
             self._unsent.append(item)
-            self._changed.notify_all()
+            self._work.notify_all()
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Returns once all items are confirmed. Raises Timeout, and the stream's failure."""
-        with self._changed:
+        with self._lock:
             self._wait_until_at_most(0, "", timeout_s)
 
     def _wait_until_at_most(self, allowed: int, table: str, timeout_s: float | None) -> None:
@@ -111,30 +114,30 @@ class InsertStream:
             progress = self._progress
             if remaining <= 0:
                 raise self._late(table, timeout_s)
-            if not self._changed.wait(min(remaining, _PROBE_S)) and progress == self._progress and remaining > _PROBE_S:
+            if not self._room.wait(min(remaining, _PROBE_S)) and progress == self._progress and remaining > _PROBE_S:
                 self._probe(min(_PROBE_S, remaining))
 
     def _probe(self, timeout_s: float) -> None:
         """A connection that died without a word looks like a slow server. Breaks the stream unless the server answers."""
         call = self._call
-        self._changed.release()
+        self._lock.release()
         try:
             self._client.server_info(timeout_s)
         except ReverbError:
             if call is not None:
                 call.cancel()
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
 
     def _late(self, table: str, timeout_s: float) -> Timeout:
         oldest = next(iter(self._unconfirmed.values()))
         count = len(self._unconfirmed)
         table = table or oldest.table
-        self._changed.release()
+        self._lock.release()
         try:
             state = self._client.state_of(oldest.table)
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
         return Timeout(
             f"a writer to table {table!r} waited {timeout_s:.1f} s for the Reverb server at {self._client.address} "
             f"to confirm {count} item{'s' * (count != 1)}: {state}"
@@ -144,38 +147,54 @@ class InsertStream:
         """What gRPC sends: runs in a thread of gRPC's for as long as the stream lives."""
         held: set[int] = set()  # chunks that the server keeps for this stream
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._unsent and not self._closing and generation == self._generation:
-                    self._changed.wait()
+                    self._work.wait()
                 if generation != self._generation or (self._closing and not self._unsent):
                     return
                 item = self._unsent.popleft()
+                batch = self._small_items(item)
+            if batch:
+                yield b"".join(batch)
+                continue
             own = {chunk.key for chunk in item.chunks}
             new = [chunk for chunk in item.chunks if chunk.key not in held]
             held = (held | own) & (item.live | own)
-            if item.whole is not None:
-                yield item.whole
-            else:
-                yield b"".join([*(chunk.data for chunk in new), item.data, keep_field(held)])
+            yield b"".join([*(chunk.data for chunk in new), item.data, keep_field(held)])
+
+    def _small_items(self, item: Item) -> list[bytes]:
+        """With the lock held: the item's whole request and those of small ones after it, which together are a request too."""
+        batch: list[bytes] = []
+        size = 0
+        following: Item | None = item
+        while following is not None and following.whole is not None:
+            batch.append(following.whole)
+            size += len(following.whole)
+            upcoming = self._unsent[0] if self._unsent else None
+            if upcoming is None or upcoming.whole is None or size + len(upcoming.whole) > _BATCH_BYTES:
+                break
+            following = self._unsent.popleft()
+        return batch
 
     def _run(self) -> None:
         futile = 0
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._unconfirmed and not self._closing:
-                    self._changed.wait()
+                    self._work.wait()
                 if self._closing and not self._unconfirmed:
                     return
                 self._generation += 1
                 self._unsent = collections.deque(self._unconfirmed.values())
                 generation, before = self._generation, self._progress
             problem = self._stream(generation)
-            with self._changed:
+            with self._lock:
                 if self._closing:
                     return
                 futile = futile + 1 if self._progress == before else 0
                 self._generation += 1  # the writing thread of the broken stream ends
-                self._changed.notify_all()
+                self._work.notify_all()
+                self._room.notify_all()
             if isinstance(problem, ReverbError) or futile > _MAX_FUTILE:
                 self._fail(
                     problem
@@ -197,11 +216,11 @@ class InsertStream:
             call = self._client.stream("InsertStream", self._requests(generation), wire.InsertStreamResponse)
             self._call = call
             for answer in call:
-                with self._changed:
+                with self._lock:
                     for key in answer.keys:
                         self._unconfirmed.pop(key, None)
                     self._progress += 1
-                    self._changed.notify_all()
+                    self._room.notify_all()
         except ValueError:  # of gRPC, on a closed channel
             return ReverbError(f"the client of {self._client.address} is closed")
         except grpc.RpcError as error:
@@ -210,16 +229,17 @@ class InsertStream:
             code = error.code()
             if code in TRANSIENT:
                 return f"{code.name}: {error.details()}"
-            with self._changed:
+            with self._lock:
                 table = next((item.table for item in self._unconfirmed.values()), "")
             return self._client.translate(error, "inserting", table)
         return "ended"
 
     def _fail(self, error: ReverbError) -> None:
-        with self._changed:
+        with self._lock:
             self._failure = error
             self._generation += 1
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._room.notify_all()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Waits until all is confirmed, then ends the stream. Raises what `flush` raises, having ended it all the same."""
@@ -232,13 +252,14 @@ class InsertStream:
 
     def abort(self) -> None:
         """Ends the stream at once; what is unconfirmed may or may not have arrived."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._unsent.clear()
             unconfirmed = bool(self._unconfirmed)
             self._unconfirmed.clear()
             call = self._call
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._room.notify_all()
         if call is not None and unconfirmed:
             call.cancel()
         if self._thread is not threading.current_thread():

@@ -87,7 +87,9 @@ class Sampler:
         self._timeout_s = timeout_s
         self._reconnect_s = reconnect_s
         self._checker, self._containers = _containers(client.checker(table), like, table)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)  # for the requesting side: room for more, or the end
+        self._data = threading.Condition(self._lock)  # for callers: an item, or the end
         self._ready: collections.deque[list[Any]] = collections.deque()  # entries of each item, still encoded
         self._outstanding = 0  # asked for and not yet here
         self._generation = 0
@@ -110,7 +112,7 @@ class Sampler:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         silent_s = self._limit_s + _GRACE_S
-        with self._changed:
+        with self._lock:
             while not self._ready:
                 if self._failure is not None:
                     raise self._failure
@@ -120,10 +122,11 @@ class Sampler:
                 progress = self._progress
                 if remaining <= 0:
                     raise self._late(timeout_s)
-                if not self._changed.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
+                if not self._data.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
                     self._probe(min(_PROBE_S, remaining))
             entries = self._ready.popleft()
-            self._changed.notify_all()
+            if len(self._ready) + self._outstanding + self._request_size <= self._prefetch:
+                self._work.notify_all()
         # Not in the reading thread: what is not read at once may be lost (see the constructor).
         return self._decode(entries)
 
@@ -140,21 +143,21 @@ class Sampler:
     def _probe(self, timeout_s: float) -> None:
         """A connection that died without a word looks like an empty table. Breaks the stream unless the server answers."""
         call = self._call
-        self._changed.release()
+        self._lock.release()
         try:
             self._client.server_info(timeout_s)
         except ReverbError:
             if call is not None:
                 call.cancel()
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
 
     def _late(self, timeout_s: float) -> Timeout:
-        self._changed.release()
+        self._lock.release()
         try:
             state = self._client.state_of(self.table)
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
         return Timeout(
             f"a sampler of table {self.table!r} waited {timeout_s:.1f} s for an item from the Reverb server at "
             f"{self._client.address}: {state}"
@@ -166,13 +169,13 @@ class Sampler:
         request.rate_limiter_timeout.milliseconds = max(int(1000 * self._limit_s), 1)
         data = request.SerializeToString()
         while True:
-            with self._changed:
+            with self._lock:
                 while (
                     generation == self._generation
                     and not self._closing
                     and len(self._ready) + self._outstanding + self._request_size > self._prefetch
                 ):
-                    self._changed.wait()
+                    self._work.wait()
                 if generation != self._generation or self._closing:
                     return
                 self._outstanding += self._request_size
@@ -181,19 +184,20 @@ class Sampler:
     def _run(self) -> None:
         futile = 0
         while True:
-            with self._changed:
+            with self._lock:
                 self._generation += 1
                 self._outstanding = 0
                 # A full store needs no stream, and an idle one would be closed for its silence by some networks.
                 while len(self._ready) + self._request_size > self._prefetch and not self._closing:
-                    self._changed.wait()
+                    self._work.wait()
                 if self._closing:
                     return
                 generation, before = self._generation, self._progress
             problem = self._stream(generation)
-            with self._changed:
+            with self._lock:
                 self._generation += 1
-                self._changed.notify_all()
+                self._work.notify_all()
+                self._data.notify_all()
                 if self._closing:
                     return
                 futile = futile + 1 if self._progress == before else 0
@@ -242,11 +246,11 @@ class Sampler:
         return "the server ended the stream"
 
     def _receive(self, entries: list[Any]) -> None:
-        with self._changed:
+        with self._lock:
             self._ready.append(entries)
             self._outstanding = max(self._outstanding - 1, 0)
             self._progress += 1
-            self._changed.notify_all()
+            self._data.notify()
 
     def _decode(self, entries: list[Any]) -> Sample:
         info = entries[0].info
@@ -267,31 +271,34 @@ class Sampler:
         )
 
     def _fail(self, error: ReverbError) -> None:
-        with self._changed:
+        with self._lock:
             self._failure = error
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._data.notify_all()
 
     def close(self) -> list[Sample]:
         """Ends the stream once the server has answered what was asked. Returns the samples that nobody took.
 
         Waits for at most the rate limiter's timeout and 2 s more, so that no item is sent to nobody. May be called again.
         """
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._data.notify_all()
         self._thread.join(timeout=self._limit_s * 2 + 2.0)
         self.abort()
-        with self._changed:
+        with self._lock:
             left = list(self._ready)
             self._ready.clear()
         return [self._decode(entries) for entries in left]
 
     def abort(self) -> None:
         """Ends the stream at once; an item that is under way is lost."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             call = self._call
-            self._changed.notify_all()
+            self._work.notify_all()
+            self._data.notify_all()
         if self._thread.is_alive() and call is not None:
             call.cancel()
         if self._thread is not threading.current_thread():
@@ -336,11 +343,12 @@ def _columns(trajectory: Any, entries: list[Any]) -> list[np.ndarray]:
         parts = []
         for piece in column.chunk_slices:
             where = (piece.chunk_key, piece.index)
-            if where not in decoded:
+            array = decoded.get(where)
+            if array is None:
                 chunk = chunks[piece.chunk_key]
                 array = tensors.decode(chunk.data.tensors[piece.index])
-                decoded[where] = tensors.undo_delta(array) if chunk.delta_encoded else array
-            parts.append(decoded[where][piece.offset : piece.offset + piece.length])
+                decoded[where] = array = tensors.undo_delta(array) if chunk.delta_encoded else array
+            parts.append(array[piece.offset : piece.offset + piece.length])
         array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if column.squeeze:
             array = array[0] if array.dtype != object or array.ndim > 1 else np.asarray(array[0], dtype=object)

@@ -5,6 +5,9 @@ costs no time to write, and which decodes without a copy. Strings are TensorFlow
 their bytes; no snappy.
 """
 
+import functools
+import math
+import threading
 from typing import Any, Literal
 
 import cramjam
@@ -39,8 +42,9 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 _NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 _STRING = 7
 _STORED = 0xFC  # snappy: a literal whose length - 1 follows in four bytes
-_SMALL = 256  # bytes up to which compression is not worth a call
+_SMALL = 1024  # bytes up to which compression is not worth a call
 _PROBE = 4096  # bytes that decide whether a large array is worth compressing
+_MAX_SCRATCH = 16 * 2**20  # bytes that a thread may keep
 _WORTH = 0.9  # of the size; above it the copy-free stored block is the better bargain
 
 
@@ -93,10 +97,29 @@ def compressed_block(data: Any, compression: Compression = "auto") -> list[Any]:
         middle = (size - _PROBE) // 2
         if len(cramjam.snappy.compress_raw(data[middle : middle + _PROBE])) > _WORTH * _PROBE:
             return stored_block(data)
-    packed = memoryview(cramjam.snappy.compress_raw(data))
+    packed = _compress(data)
     if compression == "auto" and len(packed) > _WORTH * size:
         return stored_block(data)
     return [packed]
+
+
+class _Scratch(threading.local):
+    """A thread's output buffer: fresh memory for each large array would cost as much as compressing it."""
+
+    buffer: Any = np.empty(0, np.uint8)
+
+
+_SCRATCH = _Scratch()
+
+
+def _compress(data: Any) -> bytes:
+    bound = cramjam.snappy.compress_raw_max_len(data)
+    if bound > _MAX_SCRATCH:
+        return bytes(cramjam.snappy.compress_raw(data))
+    if len(_SCRATCH.buffer) < bound:
+        _SCRATCH.buffer = np.empty(bound, np.uint8)
+    written = cramjam.snappy.compress_raw_into(data, _SCRATCH.buffer)
+    return bytes(_SCRATCH.buffer[:written].data)
 
 
 def encode(array: np.ndarray, compression: Compression = "auto") -> list[Any]:
@@ -105,16 +128,21 @@ def encode(array: np.ndarray, compression: Compression = "auto") -> list[Any]:
     Parts may view the array's memory: join them before it changes.
     """
     number = dtype_number(array.dtype)
-    header = wire.Tensor(dtype=number)
-    header.tensor_shape.SetInParent()
-    for size in array.shape:
-        header.tensor_shape.dim.add(size=size)
     if number == _STRING:
         strings = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel().tolist()]
         content: list[Any] = [wire.varint(len(item)) for item in strings] + strings
     else:
         content = compressed_block(array.reshape(-1).view(np.uint8), compression)
-    return [header.SerializeToString(), *wire.field(4, *content)]
+    return [_header(number, array.shape), *wire.field(4, *content)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _header(number: int, shape: tuple[int, ...]) -> bytes:
+    header = wire.Tensor(dtype=number)
+    header.tensor_shape.SetInParent()
+    for size in shape:
+        header.tensor_shape.dim.add(size=size)
+    return bytes(header.SerializeToString())
 
 
 def uncompress(block: Any) -> np.ndarray:
@@ -150,17 +178,17 @@ def decode(tensor: Any) -> np.ndarray:
     Raises TypeError for a dtype unknown here and ValueError for damaged content.
     """
     dtype = dtype_of(tensor.dtype)
-    shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    shape = tuple([dim.size for dim in tensor.tensor_shape.dim])
     if tensor.dtype == _STRING:
         return _decode_strings(tensor, shape)
     data = uncompress(tensor.tensor_content).view(dtype)
-    if data.size != int(np.prod(shape)):
+    if data.size != math.prod(shape):
         raise ValueError(f"a damaged tensor: {data.size} elements for shape {list(shape)}")
     return data.reshape(shape)
 
 
 def _decode_strings(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:
-    out = np.empty(int(np.prod(shape)), object)
+    out = np.empty(math.prod(shape), object)
     if tensor.string_val:
         out[:] = list(tensor.string_val)
         return out.reshape(shape)

@@ -4,6 +4,7 @@ Message classes are built at import from a descriptor set (`wire.proto` is its s
 generated code would tie us to one protobuf runtime, and another library's descriptors cannot clash with these.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ Tensor = _message("Tensor")
 TensorShape = _message("TensorShape")
 
 
+@functools.lru_cache(maxsize=4096)
 def varint(value: int) -> bytes:
     """A non-negative integer in protobuf's base-128 form."""
     out = bytearray()
@@ -75,4 +77,4 @@ def read_varint(data: Any, position: int) -> tuple[int, int]:
 
 def field(number: int, *parts: Any) -> list[Any]:
     """A length-delimited field whose payload is the parts in turn, as a list to join: large payloads are copied once."""
-    return [varint(number << 3 | 2), varint(sum(len(part) for part in parts)), *parts]
+    return [varint(number << 3 | 2), varint(sum(map(len, parts))), *parts]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import random
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,12 +16,17 @@ from podracer.stores.reverb.tensors import Compression
 if TYPE_CHECKING:
     from podracer.stores.reverb.client import Client
 
-_KEYS = random.SystemRandom()  # keys are unique over all writers of a server: no seed may repeat them
 _OVERHEAD = 4096  # bytes of an item's request beside its chunks, generously
 
 
-def _new_key() -> int:
-    return _KEYS.getrandbits(64) or 1
+class _Keys:
+    """64-bit keys, unique over all writers of a server: from the system's randomness, asked once since that can be slow."""
+
+    def __init__(self) -> None:
+        self._random = random.Random(os.urandom(32))
+
+    def new(self) -> int:
+        return self._random.getrandbits(64) or 1
 
 
 def _leaves(tree: Any) -> list[tuple[str, np.ndarray]]:
@@ -30,9 +36,8 @@ def _leaves(tree: Any) -> list[tuple[str, np.ndarray]]:
         raise SignatureMismatch(str(error)) from None
 
 
-def _chunk(arrays: list[np.ndarray], steps: tuple[int, int, int], compression: Compression) -> Chunk:
+def _chunk(key: int, arrays: list[np.ndarray], steps: tuple[int, int, int], compression: Compression) -> Chunk:
     """A chunk with a column for each array, `[steps, ...]`. steps: episode, first and last step."""
-    key = _new_key()
     size = sum(array.nbytes for array in arrays)
     header = wire.ChunkData(chunk_key=key, data_tensors_len=len(arrays), data_uncompressed_size=size)
     header.sequence_range.episode_id, header.sequence_range.start, header.sequence_range.end = steps
@@ -75,6 +80,7 @@ class Writer:
         """
         self._client = client
         self._compression = compression
+        self._keys = _Keys()
         self._stream = InsertStream(client, max_in_flight, timeout_s, reconnect_s)
 
     @property
@@ -110,9 +116,10 @@ class Writer:
         if checker is not None:
             checker.check(leaves)
         # A leading axis of one step, which `squeeze` takes away again: so leaves may differ in their first size.
-        chunk = _chunk([leaf[None] for _, leaf in leaves], (_new_key(), 0, 0), self._compression)
+        chunk_key = self._keys.new()
+        chunk = _chunk(chunk_key, [leaf[None] for _, leaf in leaves], (chunk_key, 0, 0), self._compression)
         _refuse_large(len(chunk.data), table)
-        item = wire.PrioritizedItem(key=_new_key(), table=table, priority=priority)
+        item = wire.PrioritizedItem(key=self._keys.new(), table=table, priority=priority)
         for index in range(len(leaves)):
             column = item.flat_trajectory.columns.add(squeeze=True)
             column.chunk_slices.add(chunk_key=chunk.key, offset=0, length=1, index=index)
@@ -187,6 +194,7 @@ class WindowWriter:
         self._chunk_length = chunk_length
         self._max_window = max_window
         self._compression = compression
+        self._keys = _Keys()
         self._stream = InsertStream(client, max_in_flight, timeout_s, reconnect_s)
         self._spec: structure.Checker | None = None
         self._example: Any = None
@@ -195,7 +203,7 @@ class WindowWriter:
         self._start_episode()
 
     def _start_episode(self) -> None:
-        self._episode = _new_key()
+        self._episode = self._keys.new()
         self._num_steps = 0
         self._spans.clear()
         self._steps.clear()
@@ -225,7 +233,7 @@ class WindowWriter:
             return
         arrays = [np.stack(column) for column in zip(*self._steps, strict=True)]
         first = self._num_steps - len(self._steps)
-        chunk = _chunk(arrays, (self._episode, first, self._num_steps - 1), self._compression)
+        chunk = _chunk(self._keys.new(), arrays, (self._episode, first, self._num_steps - 1), self._compression)
         self._spans.append(_Span(chunk, first, len(self._steps)))
         self._steps.clear()
         while self._num_steps - (self._spans[0].first + self._spans[0].length) >= self._max_window:
@@ -247,7 +255,7 @@ class WindowWriter:
         first = self._num_steps - num_steps
         spans = [span for span in self._spans if span.first + span.length > first]
         _refuse_large(sum(len(span.chunk.data) for span in spans), table)
-        item = wire.PrioritizedItem(key=_new_key(), table=table, priority=priority)
+        item = wire.PrioritizedItem(key=self._keys.new(), table=table, priority=priority)
         for index in range(len(structure.flatten(self._example))):
             column = item.flat_trajectory.columns.add()
             for span in spans:
