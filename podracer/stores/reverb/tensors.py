@@ -79,10 +79,13 @@ def canonical(array: Any) -> np.ndarray:
 
 def stored_block(data: Any) -> list[Any]:
     """A valid raw snappy block of a bytes-like object, uncompressed, as a list to join."""
-    size = len(data)
+    return [_stored_head(len(data)), data]
+
+
+def _stored_head(size: int) -> bytes:
     if size == 0:
-        return [b"\x00"]
-    return [wire.varint(size) + bytes([_STORED]) + (size - 1).to_bytes(4, "little"), data]
+        return b"\x00"
+    return wire.varint(size) + bytes([_STORED]) + (size - 1).to_bytes(4, "little")
 
 
 def compressed_block(data: Any, compression: Compression = "auto") -> list[Any]:
@@ -127,6 +130,8 @@ def encode(array: np.ndarray, compression: Compression = "auto") -> list[Any]:
 
     Parts may view the array's memory: join them before it changes.
     """
+    if array.nbytes <= _SMALL and compression == "auto" and array.dtype != object:
+        return [_small_head(array.dtype, array.shape), array.tobytes()]
     number = dtype_number(array.dtype)
     if number == _STRING:
         strings = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel().tolist()]
@@ -134,6 +139,14 @@ def encode(array: np.ndarray, compression: Compression = "auto") -> list[Any]:
     else:
         content = compressed_block(array.reshape(-1).view(np.uint8), compression)
     return [_header(number, array.shape), *wire.field(4, *content)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _small_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """All of a stored array's message but its bytes: an item of small columns is mostly this."""
+    size = math.prod(shape) * dtype.itemsize
+    head = _stored_head(size)
+    return _header(dtype_number(dtype), shape) + wire.varint(4 << 3 | 2) + wire.varint(len(head) + size) + head
 
 
 @functools.lru_cache(maxsize=1024)
@@ -178,13 +191,18 @@ def decode(tensor: Any) -> np.ndarray:
     Raises TypeError for a dtype unknown here and ValueError for damaged content.
     """
     dtype = dtype_of(tensor.dtype)
-    shape = tuple([dim.size for dim in tensor.tensor_shape.dim])
+    shape = _shape(tensor.tensor_shape.SerializeToString())
     if tensor.dtype == _STRING:
         return _decode_strings(tensor, shape)
     data = uncompress(tensor.tensor_content).view(dtype)
     if data.size != math.prod(shape):
         raise ValueError(f"a damaged tensor: {data.size} elements for shape {list(shape)}")
     return data.reshape(shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(serialised: bytes) -> tuple[int, ...]:
+    return tuple(dim.size for dim in wire.TensorShape.FromString(serialised).dim)
 
 
 def _decode_strings(tensor: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -120,9 +120,9 @@ class Writer:
         chunk = _chunk(chunk_key, [leaf[None] for _, leaf in leaves], (chunk_key, 0, 0), self._compression)
         _refuse_large(len(chunk.data), table)
         item = wire.PrioritizedItem(key=self._keys.new(), table=table, priority=priority)
+        columns = item.flat_trajectory.columns
         for index in range(len(leaves)):
-            column = item.flat_trajectory.columns.add(squeeze=True)
-            column.chunk_slices.add(chunk_key=chunk.key, offset=0, length=1, index=index)
+            columns.add(squeeze=True).chunk_slices.add(chunk_key=chunk.key, length=1, index=index)
         data = b"".join(wire.field(2, item.SerializeToString()))
         whole = b"".join([chunk.data, data, keep_field([chunk.key])])
         self._stream.submit(Item(item.key, table, data, (), whole=whole), timeout_s)
