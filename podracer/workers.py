@@ -186,6 +186,8 @@ class _Worker:
     def __init__(self, task: Task, memory: mmap, connection: Connection):
         self._task, self._connection, self._shared = task, connection, Views(task.layout, memory)
         self._scalar_action = self._shared.action.ndim == 1
+        self._observation = [(view, view.shape[1:]) for view in self._shared.observation]
+        self._aux = [(view, view.shape[1:]) for view in self._shared.aux]
         self._envs: dict[int, SingleEnvironment] = {}
         self._finished: dict[int, bool] = {}
 
@@ -251,9 +253,9 @@ class _Worker:
         self._finished[number] = step_type == LAST
 
     def _store(self, number: int, env: SingleEnvironment, observation: Any) -> None:
-        _write(self._shared.observation, number, observation, "observation")
-        if self._shared.aux:
-            _write(self._shared.aux, number, env.aux(), "aux")
+        _write(self._observation, number, observation, "observation")
+        if self._aux:
+            _write(self._aux, number, env.aux(), "aux")
 
     def _picture(self) -> np.ndarray | None:
         try:
@@ -267,13 +269,13 @@ class _Worker:
         self._connection.send_bytes(ERROR + np.int32(number).tobytes() + text.encode())
 
 
-def _write(views: list[np.ndarray], number: int, tree: Any, what: str) -> None:
-    leaves = [tree] if len(views) == 1 and isinstance(tree, np.ndarray) else flatten(tree)
+def _write(views: list[tuple[np.ndarray, tuple[int, ...]]], number: int, tree: Any, what: str) -> None:
+    leaves = [tree] if isinstance(tree, np.ndarray) else flatten(tree)
     if len(leaves) != len(views):
         raise ValueError(f"{what} has {len(leaves)} arrays, its spec {len(views)}")
-    for view, leaf in zip(views, leaves, strict=True):
-        if np.shape(leaf) != view.shape[1:]:  # assignment would broadcast
-            raise ValueError(f"{what} has shape {np.shape(leaf)}, its spec says {view.shape[1:]}")
+    for (view, shape), leaf in zip(views, leaves, strict=True):
+        if (leaf.shape if isinstance(leaf, np.ndarray) else np.shape(leaf)) != shape:  # assignment would broadcast
+            raise ValueError(f"{what} has shape {np.shape(leaf)}, its spec says {shape}")
         view[number] = leaf
 
 
