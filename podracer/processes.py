@@ -77,7 +77,7 @@ class ProcessPool(HostEnvironment):
           num_workers: processes, at most `B`; 0 is one per core that this process may use.
         """
         self.spec, self.num_envs, self.first_env = spec, num_envs, first_env
-        num_workers = min(num_envs, num_workers or len(os.sched_getaffinity(0)))
+        num_workers = min(num_envs, num_workers or _num_cores())
         layout, size = _layout(spec, num_envs, num_workers)
         self._failure: EnvironmentFailed | None = None
         self._workers: list[_Process] = []
@@ -338,6 +338,10 @@ def _layout(spec: EnvironmentSpec, num_envs: int, num_workers: int) -> tuple[Lay
         aux=tuple(place(num_envs, leaf.shape, leaf.dtype) for leaf in workers.flatten(spec.aux)),
     )
     return layout, size
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _anonymous_file(size: int) -> int:
