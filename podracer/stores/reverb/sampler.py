@@ -225,11 +225,13 @@ class Sampler:
             call = self._client.stream("SampleStream", self._requests(generation), wire.SampleStreamResponse)
             self._call = call
             for answer in call:
+                arrived = []
                 for entry in answer.entries:
                     entries.append(entry)
                     if entry.end_of_sequence:
-                        self._receive(entries)
+                        arrived.append(entries)
                         entries = []
+                self._receive(arrived)
         except ValueError:  # of gRPC, on a closed channel
             return ReverbError(f"the client of {self._client.address} is closed")
         except grpc.RpcError as error:
@@ -245,12 +247,12 @@ class Sampler:
             return self._client.translate(error, "sampling", self.table)
         return "the server ended the stream"
 
-    def _receive(self, entries: list[Any]) -> None:
+    def _receive(self, items: list[list[Any]]) -> None:
         with self._lock:
-            self._ready.append(entries)
-            self._outstanding = max(self._outstanding - 1, 0)
-            self._progress += 1
-            self._data.notify()
+            self._ready += items
+            self._outstanding = max(self._outstanding - len(items), 0)
+            self._progress += 1  # part of a large item is life too
+            self._data.notify(len(items))
 
     def _decode(self, entries: list[Any]) -> Sample:
         info = entries[0].info
