@@ -90,7 +90,7 @@ def _tables(texts: Sequence[str]) -> list[Any]:
 
     found = []
     for text in texts:
-        if "=" in text:
+        if "=" in text or not Path(text).is_file():
             found.append(Table.parse(text))
         else:
             found += [Table.from_json(values) for values in json.loads(Path(text).read_text())]
