@@ -82,7 +82,7 @@ def test_what_pip_says_comes_through(tmp_path, monkeypatch):
     failing.write_text("#!/bin/sh\necho WARNING: slow >&2\necho ERROR: no disk left >&2\nexit 1\n")
     failing.chmod(0o755)
     monkeypatch.setattr(install, "find_python", lambda: str(failing))
-    with pytest.raises(ReverbError, match="-m venv .* failed: ERROR: no disk left"):
+    with pytest.raises(ReverbError, match=r"-m venv .* failed: ERROR: no disk left"):
         install.install(slim=True, folder=tmp_path / "environment")
     assert not install.is_complete(tmp_path / "environment")
     (tmp_path / "other").mkdir()

@@ -103,6 +103,22 @@ def test_what_was_confirmed_after_the_checkpoint_is_all_that_a_crash_loses(serve
     assert set(take(client, "replay", 40)) == {1, 3}
 
 
+def test_a_queue_hands_each_item_out_once_though_a_checkpoint_brings_it_again(server, client):
+    with client.writer() as writer:
+        for i in range(5):
+            writer.insert("long", [np.int64(i)])
+        writer.flush()
+        client.checkpoint()
+        with client.sampler("long", rate_limiter_timeout_s=0.5) as sampler:
+            got = [int(sampler.sample(20).data[0]) for _ in range(5)]
+            server.kill()
+            server.restart()
+            writer.insert("long", [np.int64(5)])
+            got.append(int(sampler.sample(20).data[0]))
+            assert sampler.num_repeated == 5
+    assert got == list(range(6))
+
+
 def test_windows_survive_a_crash_with_the_chunks_they_share(server, client):
     with client.window_writer(chunk_length=2, max_window=6, max_in_flight=100) as writer:
         for i in range(40):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _GRACE_S = 10.0  # beyond the server's own timeout, before asking whether the server is there at all
 _PROBE_S = 5.0
+_REMEMBERED = 2**16  # keys of a queue's last items
 _MAX_FUTILE = 20  # streams in a row that broke without a single sample
 
 
@@ -44,7 +45,12 @@ class Sample:
 class Sampler:
     """A stream of samples from one table; a context manager and an iterator. Safe to use from several threads.
 
-    Items of a queue leave the server when they are sent: `close` hands back those that arrived and were not taken.
+    Items of a queue (a table whose items are sampled once) leave the server when they are sent: `close` hands back those
+    that arrived and were not taken. An item of a queue that comes again, from a checkpoint or because its writer could not know
+    that it had arrived, is passed over: of the last 65,536 each comes out of this sampler once.
+
+    num_reconnects: how often the stream broke and was opened again. num_rate_limited: how often the server had nothing
+    within rate_limiter_timeout_s. num_repeated: items of a queue that were passed over.
     """
 
     def __init__(
@@ -97,6 +103,9 @@ class Sampler:
         self._call: Any = None
         self._failure: ReverbError | None = None
         self._closing = False
+        self._once = info is not None and info.max_times_sampled == 1
+        self._seen: collections.OrderedDict[int, None] = collections.OrderedDict()
+        self.num_repeated = 0
         self.num_reconnects = 0
         self.num_rate_limited = 0
         client.adopt(self)
@@ -249,10 +258,22 @@ class Sampler:
 
     def _receive(self, items: list[list[Any]]) -> None:
         with self._lock:
-            self._ready += items
             self._outstanding = max(self._outstanding - len(items), 0)
+            if self._once:
+                items = [item for item in items if self._is_new(item[0].info.item.key)]
+                self._work.notify_all()  # what was passed over makes room
+            self._ready += items
             self._progress += 1  # part of a large item is life too
             self._data.notify(len(items))
+
+    def _is_new(self, key: int) -> bool:
+        if key in self._seen:
+            self.num_repeated += 1
+            return False
+        self._seen[key] = None
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return True
 
     def _decode(self, entries: list[Any]) -> Sample:
         info = entries[0].info
