@@ -89,7 +89,12 @@ def data_of(case: str) -> dict[str, np.ndarray]:
             frames[t, x : x + 8, y : y + 8] = rng.integers(0, 256, (8, 8, 4))
         return {"frames": frames, **small}
     vector = {"observation": rng.normal(size=(20, 8)).astype(np.float32), **small}
-    return vector if case == "vector" else {name: np.stack([leaf] * 32, axis=1) for name, leaf in vector.items()}
+    if case == "vector":
+        return vector
+    return {
+        name: rng.permutation(np.stack([leaf] * 32, axis=1).ravel()).reshape(20, 32, *leaf.shape[1:])
+        for name, leaf in vector.items()
+    }
 
 
 def insert_ours(client: Client, case: str, data: Any, count: int) -> float:

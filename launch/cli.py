@@ -20,7 +20,7 @@ The same agents, presets and settings as in Anakin. Every line shows where the t
 
 \b
 Examples:
-  podracer launch sebulba --agent impala --env gymnax/CartPole-v1
+  podracer launch sebulba --agent impala --env gymnasium/CartPole-v1
   podracer launch sebulba --agent muesli --env atari/pong --max-lag 2
   podracer launch sebulba --agent impala --env catch --set sebulba.sync=true    in turns; as deterministic as Anakin
 """
@@ -94,7 +94,7 @@ def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--preset", metavar="NAME", help="A named preset of the agent (podracer agents lists them)."),
         click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any setting; repeat it for several."),
         click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run."),
-        click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, bit for bit."),
+        click.option("--resume", is_flag=True, help="Go on with the run in --run-dir."),
         click.option("--dry-run", is_flag=True, help="Print settings and plan, and stop."),
     ]
     for option in reversed(options):

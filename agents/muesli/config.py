@@ -173,7 +173,7 @@ PRESETS: Mapping[str, Preset] = {
     # The real game, seen through its RAM: in the minutes that two cores need here, nothing is learned from pixels. The
     # emulator is the slow part, so every step is used four times.
     "atari/pong": Preset(
-        num_steps=400_000,
+        num_steps=330_000,
         overrides={
             **_PONG,
             "agent.head_hidden": (64,),

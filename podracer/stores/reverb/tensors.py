@@ -96,7 +96,7 @@ def compressed_block(data: Any, compression: Compression = "auto") -> list[Any]:
     size = len(data)
     if compression == "never" or size == 0 or (compression == "auto" and size <= _SMALL):
         return stored_block(data)
-    if compression == "auto" and size >= 4 * _PROBE:
+    if compression == "auto" and size >= 2 * _PROBE:
         middle = (size - _PROBE) // 2
         if len(cramjam.snappy.compress_raw(data[middle : middle + _PROBE])) > _WORTH * _PROBE:
             return stored_block(data)
