@@ -148,7 +148,7 @@ def test_an_actor_whose_environment_fails_is_restarted(fault, capsys):
     assert bool(metrics[-1]["finite"][0])
     words = {
         "raises": "emulator is gone",
-        "nan": "reward of environment 3",
+        "nan": "environment 3: reward",
         "times out": "did not answer",
         "hangs": "come back",
     }

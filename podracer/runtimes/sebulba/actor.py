@@ -11,7 +11,8 @@ import numpy as np
 
 from podracer import rng
 from podracer.agent import Agent
-from podracer.environment import EnvironmentFailed, HostEnvironment
+from podracer.environment import HostEnvironment
+from podracer.processes import check_finite
 from podracer.runtimes.sebulba.parameters import Version
 from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, Trajectory
 
@@ -74,16 +75,6 @@ class Acting:
         )
 
 
-def _checked(timestep: TimeStep, environment: HostEnvironment) -> TimeStep:
-    """`timestep`, whose numbers are finite. A nan would be learned from, and is the end of every parameter."""
-    for name, tree in (("reward", timestep.reward), ("discount", timestep.discount), ("observation", timestep.observation)):
-        for leaf in jax.tree.leaves(tree):
-            if np.issubdtype(leaf.dtype, np.floating) and not np.all(np.isfinite(leaf)):
-                which = int(np.argwhere(~np.isfinite(leaf))[0][0])
-                raise EnvironmentFailed(f"{environment.spec.name}: the {name} of environment {which} is not finite")
-    return timestep
-
-
 def _write(buffer: Any, value: Any, t: Any) -> Any:
     return jax.tree.map(lambda xs, x: xs.at[t].set(x), buffer, value)
 
@@ -139,7 +130,8 @@ class Actor:
             )
             action = np.asarray(action)
             self.note("environment")
-            self._timestep = _checked(self.environment.step(action, self._timeout), self.environment)
+            self._timestep = self.environment.step(action, self._timeout)
+            check_finite(self.environment.spec.name, self._timestep, np.arange(self.environment.num_envs))
             self._totals.add(self._timestep)
             self.note("inference")
             timestep = jax.device_put(self._timestep, self._device)
