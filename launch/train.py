@@ -76,7 +76,7 @@ class Run:
             state, counters = runtime.restore(saved.state), Counters.from_json(saved.counters)
             print(f"resumed after update {counters.num_updates:,}, {counters.num_agent_steps:,} agent steps")
             if not runtime.resumes_exactly:
-                print(f"the episodes of {self.job.env_name} start anew, so this run is not bit for bit the same")
+                print(f"{self.job.env_name}: its episodes start anew, so this run is not bit for bit the same")
         elif self.resumed:
             print("no checkpoint was saved yet: starting from the beginning")
         return state, counters
