@@ -159,7 +159,7 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
-    "gymnasium/CartPole-v1": _CARTPOLE,
+    "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
     # Many small gradient steps count for more here than replay does. Of the 18 actions only 6 differ.
     "atari_jax/pong": Preset(
         num_steps=18_000_000,
