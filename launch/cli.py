@@ -10,10 +10,11 @@ import click
 
 from podracer import __version__, registry
 from podracer.config import ConfigError
+from podracer.launch.actor import actor
 from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
 
-_SEBULBA_FLAGS = ("actor_devices", "learner_devices", "max_lag")
+_SEBULBA_FLAGS = ("actor_devices", "learner_devices", "max_lag", "store", "listen")
 _SEBULBA_HELP = """Train an agent on environments of the host: actor devices act, learner devices learn (Sebulba).
 
 The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
@@ -23,6 +24,8 @@ Examples:
   podracer launch sebulba --agent impala --env gymnasium/CartPole-v1
   podracer launch sebulba --agent muesli --env atari/pong --max-lag 2
   podracer launch sebulba --agent impala --env catch --set sebulba.sync=true    in turns; as deterministic as Anakin
+  podracer launch sebulba --agent impala --env catch --store reverb --listen 127.0.0.1:8000
+  podracer actor --connect 127.0.0.1:8000               more actors for it, from another process or host
 """
 _LAUNCH_HELP = """Train an agent in one XLA program: environment, acting and learning together (Anakin).
 
@@ -138,6 +141,10 @@ def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **request: Any) ->
 @click.option("--actor-devices", type=Count(1), help="Devices that act.  [default: a quarter, or the only one]")
 @click.option("--learner-devices", type=Count(1), help="Devices that learn.  [default: the others, or the only one]")
 @click.option("--max-lag", type=Count(0), help="Updates that may lie between acting and learning.  [default: 4]")
+@click.option(
+    "--store", type=click.Choice(["queue", "reverb"]), help="Where unrolls and replay wait.  [default: queue, in this process]"
+)
+@click.option("--listen", metavar="HOST:PORT", help="Of --store reverb, for other actors.  [default: 127.0.0.1:0, a free port]")
 def sebulba(run_dir: Path | None, resume: bool, dry_run: bool, settings: Sequence[str], **options: Any) -> None:
     from podracer.launch.job import Request
 
@@ -166,7 +173,7 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         if not resume and (run_dir / "config.json").exists():
             raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
         parts = jobs.build(job)
-        runtime = jobs.runtime_class(job.runtime)(parts.agent, parts.environment, parts.plan)
+        runtime = jobs.make_runtime(job, parts, preset)
         try:
             memory = runtime.memory()
             if not dry_run:
@@ -275,6 +282,7 @@ def doctor() -> None:
     sys.exit(examine())
 
 
+cli.add_command(actor)
 cli.add_command(reverb)
 
 
@@ -289,8 +297,11 @@ def _complain(text: str) -> None:
 def _is_users_mistake(error: Exception) -> bool:
     if isinstance(error, ConfigError | registry.NotFound):
         return True
-    environment = sys.modules.get("podracer.environment")  # not imported just to ask
-    return environment is not None and isinstance(error, environment.Unsupported)
+    for module, name in (("podracer.environment", "Unsupported"), ("podracer.stores.reverb", "ReverbError")):
+        found = sys.modules.get(module)  # not imported just to ask
+        if found is not None and isinstance(error, getattr(found, name)):
+            return True
+    return False
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from podracer.config import ConfigError, JobConfig, keys, override, parse_assign
 
 FORMAT = 1
 NOT_SETTINGS = {"agent_name": "--agent", "env_name": "--env", "runtime": "podracer launch RUNTIME"}
-MAY_CHANGE = ("num_steps", "eval_episodes", "checkpoint_seconds", "anakin.updates_per_call")
+MAY_CHANGE = ("num_steps", "eval_episodes", "checkpoint_seconds", "anakin.updates_per_call", "sebulba.listen")
 """Settings that a resumed run may be given anew: none of them changes what an update computes."""
 
 
@@ -97,13 +97,18 @@ def build(job: JobConfig) -> Parts:
 
     from podracer.plan import make_plan
 
-    environment = registry.env(job.env_name).make(job.env)
-    try:
-        agent = registry.agent_class(job.agent_name)(environment.spec, job.agent)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"agent {job.agent_name} on {job.env_name}: {str(error).splitlines()[0]}") from error
+    agent, environment = build_agent(job)
     plan = make_plan(job, agent, environment.spec, jax.local_device_count())
     return Parts(agent=agent, environment=environment, plan=plan)
+
+
+def build_agent(job: JobConfig) -> tuple[Any, Any]:
+    """Agent and environment, without a plan. Raises as `build`."""
+    environment = registry.env(job.env_name).make(job.env)
+    try:
+        return registry.agent_class(job.agent_name)(environment.spec, job.agent), environment
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"agent {job.agent_name} on {job.env_name}: {str(error).splitlines()[0]}") from error
 
 
 def check_memory(needed: Mapping[str, int], num_devices: int) -> None:
@@ -165,17 +170,17 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
     return lines
 
 
-def runtime_class(name: str) -> Any:
-    """The runtime called `name`."""
-    if name == "anakin":
+def make_runtime(job: JobConfig, parts: Parts, preset: str) -> Any:
+    """The job's runtime. Raises ConfigError, Unsupported."""
+    if job.runtime == "anakin":
         from podracer.runtimes.anakin import Anakin
 
-        return Anakin
-    if name == "sebulba":
+        return Anakin(parts.agent, parts.environment, parts.plan)
+    if job.runtime == "sebulba":
         from podracer.runtimes.sebulba.runtime import Sebulba
 
-        return Sebulba
-    raise ConfigError(f"unknown runtime {name!r}: there are anakin and sebulba")
+        return Sebulba(parts.agent, parts.environment, parts.plan, job_as_json(job, preset).encode())
+    raise ConfigError(f"unknown runtime {job.runtime!r}: there are anakin and sebulba")
 
 
 def fingerprint(job: JobConfig) -> dict[str, Any]:
@@ -185,8 +190,12 @@ def fingerprint(job: JobConfig) -> dict[str, Any]:
 
 def save_job(run_dir: Path, job: JobConfig, preset: str) -> None:
     """Writes config.json, from which `load_job` makes the same job."""
-    text = json.dumps({"format": FORMAT, "podracer": __version__, "preset": preset, "job": _encode(job)}, indent=2)
-    write_atomically(run_dir / "config.json", text + "\n")
+    write_atomically(run_dir / "config.json", job_as_json(job, preset) + "\n")
+
+
+def job_as_json(job: JobConfig, preset: str) -> str:
+    """The text from which `job_from_json` makes the same job."""
+    return json.dumps({"format": FORMAT, "podracer": __version__, "preset": preset, "job": _encode(job)}, indent=2)
 
 
 def load_job(run_dir: Path) -> tuple[JobConfig, str]:
@@ -198,18 +207,23 @@ def load_job(run_dir: Path) -> tuple[JobConfig, str]:
     path = run_dir / "config.json"
     if not path.exists():
         raise ConfigError(f"{run_dir} holds no run: it has no config.json")
+    return job_from_json(path.read_text(), str(path))
+
+
+def job_from_json(text: str, source: str) -> tuple[JobConfig, str]:
+    """The job of `job_as_json` and its preset. `source`: where the text is from, for errors. Raises ConfigError."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(text)
         values: Mapping[str, Any] = stored["job"]
         names = [values[name] for name in ("agent_name", "env_name", "runtime")]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
+        raise ConfigError(f"{source} is damaged: {error}") from error
     if stored.get("format") != FORMAT:
-        raise ConfigError(f"{path} was written by another version of podracer ({stored.get('podracer')})")
+        raise ConfigError(f"{source} was written by another version of podracer ({stored.get('podracer')})")
     try:
         return override(_default_job(*names), values), stored.get("preset", "")
     except ConfigError as error:
-        raise ConfigError(f"{path} does not fit this version: {error}") from error
+        raise ConfigError(f"{source} does not fit this version: {error}") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """The commands `podracer reverb install` and `podracer reverb serve`."""
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ def install(slim: bool, folder: Path | None) -> None:
 @click.option(
     "--checkpoint-dir", type=click.Path(path_type=Path, file_okay=False), help="Go on from here, and save here at the end."
 )
-def serve(port: int, host: str, tables: Sequence[str], checkpoint_dir: Path | None) -> None:
-    """Run Reverb's server until Ctrl-C or SIGTERM.
+@click.option("--max-restarts", type=click.IntRange(0), default=10, show_default=True, help="Of a server that dies by itself.")
+def serve(port: int, host: str, tables: Sequence[str], checkpoint_dir: Path | None, max_restarts: int) -> None:
+    """Run Reverb's server until Ctrl-C or SIGTERM. One that dies starts again from its newest checkpoint.
 
     There is neither encryption nor a password: with another --host than loopback, everyone who can reach it can read,
     write and delete.
@@ -66,15 +68,17 @@ def serve(port: int, host: str, tables: Sequence[str], checkpoint_dir: Path | No
       podracer reverb serve --port 8000 --tables online=queue:64 --tables replay=prioritized:1e5:exponent=0.8:min_size=1000
     """
     from podracer.launch.signals import StopRequests
-    from podracer.stores.reverb import Client, ReverbError, ReverbServer
+    from podracer.stores.reverb import Client, ReverbError, ReverbServer, Watch
 
     with StopRequests() as requests:
         try:
             with ReverbServer(_tables(tables), port=port, host=host, checkpoint_dir=checkpoint_dir) as server:
                 print(f"Reverb's server listens on {server.address}", flush=True)
+                watch = Watch(server, max_restarts)
                 while not requests.pending:
-                    if server.wait(_POLL_S):
-                        server.check()
+                    watch.check()
+                    time.sleep(_POLL_S)
+                watch.close()
                 if checkpoint_dir is not None:
                     with Client(server.address) as client:
                         print(f"saved {client.checkpoint(60.0)}", flush=True)

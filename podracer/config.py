@@ -6,7 +6,7 @@ import difflib
 import types as python_types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 
 class ConfigError(ValueError):
@@ -34,10 +34,15 @@ class SebulbaConfig:
 
     actor_devices, learner_devices: how many; the first ones act. 0 for both: on a single device both share it, of several a
       quarter act and the others learn.
-    threads: actors on each actor device; one's environments step while another's device works.
+    threads: actors on each actor device; one's environments step while another's device works. 0 leaves all acting to
+      other processes (`podracer actor`).
     max_lag: updates that may lie between the parameters that acted and the update that learns from it.
     sync: acting and learning take turns, with one actor and no lag; the result does not depend on timing.
     env_timeout: seconds that a step of an actor's environments may take. max_restarts: of actors, before the run gives up.
+    patience: seconds that the learner waits for an unroll, before the run gives up.
+    store: where unrolls and replay wait: `queue`, references within this process and replay on the learner's devices; or
+      `reverb`, a server beside the learner, which actors of other processes can join.
+    listen: HOST:PORT of that server, an IPv4 address; port 0 takes a free one. There is neither encryption nor a password.
     """
 
     actor_devices: int = 0
@@ -47,6 +52,9 @@ class SebulbaConfig:
     sync: bool = False
     env_timeout: float = 60.0
     max_restarts: int = 10
+    patience: float = 600.0
+    store: Literal["queue", "reverb"] = "queue"
+    listen: str = "127.0.0.1:0"
 
 
 @dataclasses.dataclass(frozen=True)

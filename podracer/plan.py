@@ -14,7 +14,7 @@ class ActorPlan:
 
     num_devices: that act, the first ones of the host. first_learner: index of the first device that learns; 0 where one
     device does both. threads: actors on each of them. max_lag: in updates. timeout: seconds of a step of the environments.
-    max_restarts: of actors.
+    max_restarts, patience, store, listen: as in `SebulbaConfig`.
     """
 
     num_devices: int
@@ -23,6 +23,9 @@ class ActorPlan:
     max_lag: int
     timeout: float
     max_restarts: int
+    patience: float
+    store: str
+    listen: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,23 +150,30 @@ def _actor_plan(config: SebulbaConfig, available: int) -> ActorPlan:
             f"XLA_FLAGS=--xla_force_host_platform_device_count={acting + max(learning, 1)} simulates more"
         )
     for name, value, least in (
-        ("threads", config.threads, 1),
+        ("threads", config.threads, 0 if config.store == "reverb" else 1),
         ("max_lag", config.max_lag, 0),
         ("max_restarts", config.max_restarts, 0),
     ):
         if value < least:
             raise ConfigError(f"sebulba.{name} must be at least {least}, not {value}")
-    if config.env_timeout <= 0:
-        raise ConfigError(f"sebulba.env_timeout must be positive, not {config.env_timeout}")
+    for name, seconds in (("env_timeout", config.env_timeout), ("patience", config.patience)):
+        if seconds <= 0:
+            raise ConfigError(f"sebulba.{name} must be positive, not {seconds}")
+    host, colon, port = config.listen.rpartition(":")
+    if not host or not colon or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"sebulba.listen={config.listen}: write HOST:PORT, for example 0.0.0.0:8000")
     if config.sync and acting > 1:
         raise ConfigError(f"sebulba.sync has one actor, so one actor device, not {acting}")
     return ActorPlan(
         num_devices=acting,
         first_learner=0 if shared else acting,
-        threads=1 if config.sync else config.threads,
+        threads=min(1, config.threads) if config.sync else config.threads,
         max_lag=0 if config.sync else config.max_lag,
         timeout=config.env_timeout,
         max_restarts=config.max_restarts,
+        patience=config.patience,
+        store=config.store,
+        listen=config.listen,
     )
 
 

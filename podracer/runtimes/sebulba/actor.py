@@ -21,9 +21,9 @@ from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, Traje
 class Unroll:
     """What an actor hands over.
 
-    trajectory: on the learner devices, `[T+1, B, ...]`, sharded over `B`.
+    trajectory: `[T+1, B, ...]`; on the learner devices, sharded over `B`, or on its way there.
     version: of the parameters that acted. actor: its number.
-    counts: `agent_steps`, `episodes`, and sums of `episode_return` and `episode_length` over episodes that ended.
+    counts: by `COUNTS`; `episode_return` and `episode_length` are sums over episodes that ended.
     seconds: where the actor's time went, by `ACTIVITIES`.
     """
 
@@ -35,6 +35,7 @@ class Unroll:
 
 
 ACTIVITIES = ("environment", "inference", "transfer", "queue")
+COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
 
 
 class Acting:
@@ -153,7 +154,7 @@ class _Totals:
 
     @staticmethod
     def _none() -> dict[str, float]:
-        return dict.fromkeys(("agent_steps", "episodes", "episode_return", "episode_length"), 0)
+        return dict.fromkeys(COUNTS, 0)
 
     def add(self, timestep: TimeStep) -> None:
         """Adds an arrival `[B]`."""

@@ -1,7 +1,6 @@
 """Sebulba as a runtime: `init` once, then `run` as often as wanted, as with Anakin; the actors live beside it."""
 
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,14 +15,15 @@ from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
 from podracer.plan import Plan
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
-from podracer.runtimes.sebulba.actor import ACTIVITIES, Acting, Actor, Unroll
+from podracer.runtimes.sebulba.actor import ACTIVITIES, COUNTS, Unroll
+from podracer.runtimes.sebulba.crew import Crew, example
 from podracer.runtimes.sebulba.parameters import Parameters
 from podracer.runtimes.sebulba.supervisor import ActorsFailed, Supervisor
 from podracer.stores import ring
 from podracer.stores.handover import Handover
-from podracer.types import ActorOutput, Array, Key, Mode, Params, Struct, TimeStep, TrainState, Trajectory
+from podracer.stores.reverb import ReverbError
+from podracer.types import Array, Params, Struct, TrainState, Trajectory
 
-_COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 5.0
 
@@ -47,8 +47,8 @@ class Sebulba:
 
     resumes_exactly = False
 
-    def __init__(self, agent: Agent, environment: Environment, plan: Plan):
-        """Compiles nothing and starts nothing yet.
+    def __init__(self, agent: Agent, environment: Environment, plan: Plan, job: bytes = b""):
+        """Compiles nothing and starts nothing yet. `job`: what actors that join from other processes are told.
 
         Raises:
           Unsupported: several seeds, for which Anakin is made.
@@ -62,6 +62,7 @@ class Sebulba:
         learner_devices = devices[self.actors.first_learner :][: plan.num_devices]
         self.mesh = Mesh(np.array(learner_devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.learner = Learner(agent, plan, plan.num_devices)
+        self.job = job
         self.should_stop: Callable[[], bool] = lambda: False
         whole: Any = P()
         batch: Any = P(AXIS)
@@ -77,7 +78,8 @@ class Sebulba:
         )
         self._program, self._check = jax.jit(update, donate_argnums=0), jax.jit(check)
         self._parameters = Parameters(self.actor_devices)
-        self._handover = Handover(self.actors.max_lag + 1)
+        self._handover: Any = Handover(self.actors.max_lag + 1)
+        self._own_end: Any = None
         self._supervisor: Supervisor | None = None
         self._num_stale = 0
         self._failure: ActorsFailed | None = None
@@ -96,8 +98,8 @@ class Sebulba:
           The state, and metrics `[1]` as of `Anakin.run`, and besides: `updates`, those that were made; `lag`, mean number
           of updates between acting and learning, `lag_max`, and `lag_histogram` `[max_lag + 1]`, shares of unrolls;
           `queue`, mean number of unrolls that waited; `stale`, unrolls discarded since the start as older than `max_lag`;
-          `restarts` of actors since then; `actor_*`, shares of an actor's time by `ACTIVITIES`; `learner_wait` and
-          `learner_update`, shares of the learner's.
+          `restarts` of this process's actors and `server_restarts` since then; `actors`, those whose unrolls came; `actor_*`,
+          shares of an actor's time by `ACTIVITIES`; `learner_wait` and `learner_update`, shares of the learner's.
 
         Raises:
           ReplicaDrift: the parameters of two devices differ.
@@ -122,7 +124,7 @@ class Sebulba:
                 break
             state, metrics = self._program(state, unroll.trajectory)
             sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
-            self._parameters.publish(number + 1, self.agent.actor_params(state.train_state))
+            self._publish(number + 1, self.agent.actor_params(state.train_state))
             jax.block_until_ready(state.num_updates)
             self._handover.cancel(ticket)  # learned from: no longer under way
             tally.add(unroll, number - unroll.version, len(self._handover))
@@ -148,7 +150,7 @@ class Sebulba:
 
     def memory(self) -> dict[str, int]:
         """Bytes on one learner device, by what they are for; see `Anakin.memory`. unrolls: those that wait for the learner."""
-        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()) / self.plan.num_devices
+        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()[0]) / self.plan.num_devices
         return {
             "learner": _num_bytes(state.train_state),
             "replay": _num_bytes(state.replay) // self.plan.num_devices,
@@ -157,10 +159,12 @@ class Sebulba:
         }
 
     def close(self) -> None:
-        """Ends the actors and their environments."""
-        self._handover.close()
+        """Ends the actors and their environments, and the server where there is one."""
         if self._supervisor is not None:
             self._supervisor.stop(_STOP_SECONDS)
+        if self._own_end is not None:
+            self._own_end.close()
+        self._handover.close()
 
     # The learner's side.
 
@@ -168,32 +172,14 @@ class Sebulba:
         key = jax.random.key(seed)
         return SebulbaState(
             train_state=self.agent.init(rng.stream(key, "init")),
-            replay=self.learner.init_replay(self._example()),
+            replay=self.learner.init_replay(self._example()[0]),
             env_index=jnp.arange(self.plan.num_envs, dtype=jnp.int32),
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
         )
 
-    def _example(self) -> Trajectory:
-        """Shapes of a trajectory."""
-        num_envs, length = self.plan.num_envs, self.plan.unroll_length
-
-        def act() -> tuple[TimeStep, ActorOutput, Any]:
-            params = self.agent.actor_params(self.agent.init(jax.random.key(0)))
-            timestep = self.environment.spec.example((num_envs,))
-            actor_state = self.agent.initial_actor_state(num_envs)
-            keys = jax.random.split(jax.random.key(0), num_envs)
-            return timestep, self.agent.act(params, actor_state, timestep, keys, Mode.TRAIN)[0], actor_state
-
-        timestep, output, actor_state = jax.eval_shape(act)
-        output = output.replace(version=jax.ShapeDtypeStruct((num_envs,), jnp.int32))
-
-        def over_time(tree: Any, num: int) -> Any:
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), tree)
-
-        return Trajectory(
-            timestep=over_time(timestep, length + 1), actor_output=over_time(output, length), actor_state=actor_state
-        )
+    def _example(self) -> tuple[Trajectory, Params]:
+        return example(self.agent, self.environment, self.plan.num_envs, self.plan.unroll_length)
 
     def _update(self, state: SebulbaState, trajectory: Trajectory) -> tuple[SebulbaState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.num_updates)
@@ -207,8 +193,12 @@ class Sebulba:
         started = time.monotonic()
         while not self.should_stop():
             self._supervisor.check()
-            found = self._handover.get(_POLL_SECONDS)
+            try:
+                found = self._handover.get(_POLL_SECONDS)
+            except ReverbError as error:
+                raise ActorsFailed(f"no unrolls arrive any more: {error}") from error
             if found is None:
+                self._check_patience(time.monotonic() - started)
                 continue
             ticket, unroll = found
             if number - unroll.version <= self.actors.max_lag:
@@ -217,6 +207,17 @@ class Sebulba:
             self._handover.cancel(ticket)
             self._num_stale += 1
         return None, None
+
+    def _check_patience(self, waited: float) -> None:
+        assert self._supervisor is not None
+        if waited > self.actors.patience:
+            own = self._supervisor.waiting_for() or "there are none in this process, and none has joined or all have left"
+            raise ActorsFailed(f"the learner waited {waited:.0f} s (sebulba.patience) for an unroll from actors: {own}")
+
+    def _publish(self, number: int, params: Params) -> None:
+        self._parameters.publish(number, params)
+        if self.actors.store == "reverb":
+            self._handover.publish(number, params, wait=self.actors.max_lag == 0)
 
     def _metrics(self, state: SebulbaState, sums: Any, tally: "_Tally") -> dict[str, np.ndarray]:
         num = len(tally.lags)
@@ -227,54 +228,56 @@ class Sebulba:
         values |= tally.values(self.actors.max_lag)
         values |= {"updates": num, "finite": np.asarray(finite), "stale": self._num_stale}
         values["restarts"] = self._supervisor.num_restarts if self._supervisor else 0
+        values["server_restarts"] = self._handover.num_restarts if self.actors.store == "reverb" and self._supervisor else 0
         return {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
 
     # The actors' side.
 
     def _start(self, state: SebulbaState, num_updates: int) -> Supervisor:
-        self._parameters.publish(num_updates, self.agent.actor_params(state.train_state))
-        acting = Acting(self.agent, self.plan.unroll_length)
-        num_envs = self.plan.num_envs
-        run_key = jax.device_get(jax.random.key_data(state.key))
-
-        def make_actor(number: int, attempt: int) -> Actor:
-            first_env = number * num_envs
-            device = self.actor_devices[number // self.actors.threads]
-            index = first_env + jnp.arange(num_envs)
-
-            @jax.jit
-            def keys(num_unrolls: Array) -> Key:
-                key = rng.stream(jax.random.fold_in(jax.random.wrap_key_data(run_key), num_unrolls), "act")
-                return rng.columns(key, index)
-
-            with jax.default_device(device):
-                environment = self.environment.host(num_envs, _env_seed(self.plan.seed, num_updates, attempt), first_env)
-                try:
-                    return Actor(
-                        acting,
-                        environment,
-                        device,
-                        number,
-                        keys,
-                        # No two attempts share an unroll's number, or they would act with the same keys.
-                        num_updates + attempt * 2**20,
-                        self._deliver,
-                        self.actors.timeout,
-                    )
-                except BaseException:
-                    environment.close()
-                    raise
-
-        supervisor = Supervisor(
-            make_actor,
-            lambda number: self._parameters.newest(number // self.actors.threads),
-            self._handover,
-            self.actors.num_devices * self.actors.threads,
-            self.actors.max_restarts,
-            self.actors.timeout,
+        """Starts the actors of this process, and before them the server where unrolls go through one."""
+        params = self.agent.actor_params(state.train_state)
+        self._parameters.publish(num_updates, params)
+        plan, actors = self.plan, self.actors
+        crew = Crew(
+            agent=self.agent,
+            environment=self.environment,
+            num_envs=plan.num_envs,
+            unroll_length=plan.unroll_length,
+            seed=plan.seed,
+            devices=self.actor_devices,
+            threads=actors.threads,
+            timeout=actors.timeout,
+            max_restarts=actors.max_restarts,
         )
-        supervisor.start()
-        return supervisor
+        handover: Any = self._handover
+        deliver: Callable[[Trajectory], Any] = self._deliver
+        if actors.store == "reverb":
+            handover, deliver = self._open_exchange(num_updates, params), jax.device_get
+        return crew.start(num_updates, lambda device, _: self._parameters.newest(device), handover, deliver)
+
+    def _open_exchange(self, num_updates: int, params: Params) -> Any:
+        """Starts the server and returns the end of it for this process's own actors."""
+        from podracer.runtimes.sebulba import remote
+        from podracer.stores.exchange import Exchange, Remote
+
+        trajectory, _ = self._example()
+        host, _, port = self.actors.listen.rpartition(":")
+        exchange = Exchange(
+            unroll=remote.packed_example(trajectory),
+            params=params,
+            job=self.job,
+            max_in_flight=self.actors.max_lag + 1,
+            receive=lambda tree: remote.unpack(tree, self._deliver),
+            timeout=self.actors.timeout,
+            host=host,
+            port=int(port),
+        )
+        self._handover = exchange
+        exchange.publish(num_updates, params, wait=True)
+        print(f"actors may join: podracer actor --connect {host}:{exchange.server.port}", flush=True)
+        self._own_end = Remote(exchange.address)
+        self._own_end.expect(remote.packed_example(trajectory), params)
+        return remote.Outbox(self._own_end)
 
     def _deliver(self, trajectory: Trajectory) -> Trajectory:
         """Cuts a trajectory along its batch and moves each piece from the actor device to its learner device."""
@@ -296,13 +299,15 @@ class _Tally:
         self.started = time.monotonic()
         self.waited = 0.0
         self.lags: list[int] = []
+        self._actors: set[int] = set()
         self._queue: list[int] = []
-        self._counts = dict.fromkeys(_COUNTS, 0.0)
+        self._counts = dict.fromkeys(COUNTS, 0.0)
         self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
 
     def add(self, unroll: Unroll, lag: int, queue: int) -> None:
         """Adds an unroll that was learned from."""
         self.lags.append(lag)
+        self._actors.add(unroll.actor)
         self._queue.append(queue)
         _add(self._counts, unroll.counts)
         _add(self._seconds, unroll.seconds)
@@ -317,6 +322,7 @@ class _Tally:
             values[f"actor_{name}"] = seconds / acted if acted else np.nan
         elapsed = max(time.monotonic() - self.started, 1e-9)
         values |= {"learner_wait": self.waited / elapsed, "learner_update": 1 - self.waited / elapsed}
+        values["actors"] = len(self._actors)
         values["lag"] = float(np.mean(self.lags)) if self.lags else np.nan
         values["lag_max"] = max(self.lags, default=0)
         values["lag_histogram"] = np.bincount(self.lags, minlength=max_lag + 1) / max(len(self.lags), 1)
@@ -327,11 +333,6 @@ class _Tally:
 def _add(into: dict[str, float], more: Mapping[str, float]) -> None:
     for name, value in more.items():
         into[name] += value
-
-
-def _env_seed(seed: int, num_updates: int, attempt: int) -> int:
-    """The job's seed at the start of a run; another one after a resume or a restart, which would else repeat episodes."""
-    return zlib.crc32(f"{seed} {num_updates} {attempt}".encode()) & 0x7FFFFFFF if num_updates or attempt else seed
 
 
 def _num_bytes(tree: Any) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from podracer.runtimes.sebulba.actor import Actor, Unroll
-from podracer.stores.handover import Handover, Ticket
 
 _BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF = 10.0
@@ -34,7 +33,7 @@ class _Slot:
     thread: threading.Thread | None = None
     alive: threading.Event | None = None
     actor: Actor | None = None
-    ticket: Ticket | None = None
+    ticket: Any = None
     unrolls: int = 0
     started: float = 0.0
     error: BaseException | None = None
@@ -47,16 +46,16 @@ class Supervisor:
     def __init__(
         self,
         make_actor: Callable[[int, int], Actor],
-        newest: Callable[[int], Any],
-        handover: Handover,
+        newest: Callable[[int, Any], Any],
+        handover: Any,
         num_actors: int,
         max_restarts: int,
         timeout: float,
     ):
         """Args:
         make_actor: from the number of an actor and of its attempt, with environments of its own.
-        newest: the parameters for actor number `n`.
-        handover: where unrolls go.
+        newest: the parameters for an actor's number and its ticket.
+        handover: where unrolls go: `begin`, `put` and `cancel` of `stores.handover`.
         max_restarts: of all actors together, in a run of this process.
         timeout: seconds after which a step of an actor counts as hung.
         """
@@ -65,6 +64,7 @@ class Supervisor:
         self._slots = [_Slot(number) for number in range(num_actors)]
         self._first_cause: str = ""
         self.num_restarts = 0
+        self.num_unrolls = 0
 
     def start(self) -> None:
         """Starts all threads."""
@@ -131,11 +131,12 @@ class Supervisor:
                     return
                 if alive.is_set():
                     slot.ticket = ticket
-                unroll: Unroll = actor.unroll(self._newest(slot.number))
+                unroll: Unroll = actor.unroll(self._newest(slot.number, ticket))
                 if not self._handover.put(ticket, unroll):
                     return
                 if alive.is_set():
                     slot.ticket, slot.failures, slot.unrolls = None, 0, slot.unrolls + 1
+                self.num_unrolls += 1
         except Exception as error:
             if alive.is_set():
                 slot.error = error

@@ -10,7 +10,7 @@ Nothing here imports JAX or TensorFlow; trees of numpy (or any array-like) leave
 end: each raises `Timeout`, which says who waited for whom. The server is dm-reverb's own (`podracer reverb install`).
 
 Modules: `wire` messages, `tensors` codec, `structure` trees and signatures, `tables` descriptions of tables, `client` calls,
-`writer` inserts, `sampler` samples, `server` and `install` the server's process and its environment.
+`writer` inserts, `sampler` samples, `server`, `watch` and `install` the server's process and its environment.
 """
 
 from podracer.stores.reverb.client import Client, ServerInfo, TableInfo
@@ -28,6 +28,7 @@ from podracer.stores.reverb.sampler import Sample, Sampler
 from podracer.stores.reverb.server import ReverbServer
 from podracer.stores.reverb.structure import Spec
 from podracer.stores.reverb.tables import Table
+from podracer.stores.reverb.watch import Watch
 from podracer.stores.reverb.writer import WindowWriter, Writer
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "TableNotFound",
     "Timeout",
     "Unavailable",
+    "Watch",
     "WindowWriter",
     "Writer",
 ]

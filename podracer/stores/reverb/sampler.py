@@ -69,7 +69,8 @@ class Sampler:
         Args:
           client: whose connection it shares.
           table: its name.
-          prefetch: items that may be asked for or wait here; priorities of what waits here are as old as it is.
+          prefetch: items that may be asked for or wait here; priorities of what waits here are as old as it is. 0 asks only
+            when `sample` is called, for the newest there is; what arrives after its time was up waits for the next call.
           rate_limiter_timeout_s: seconds that the server may hold one request for its rate limiter; then the stream is opened
             again. Always finite: a request that nobody waits for any more would take an item from a queue, and lose it.
           like: a tree of arrays or specs that gives the containers of the samples (such as a dataclass), and that the table's
@@ -80,8 +81,8 @@ class Sampler:
         Raises:
           TableNotFound, SignatureMismatch, Timeout, Unavailable.
         """
-        if prefetch < 1 or not 0 < rate_limiter_timeout_s < float("inf"):
-            raise ValueError(f"prefetch {prefetch} must be at least 1, rate_limiter_timeout_s {rate_limiter_timeout_s} finite")
+        if prefetch < 0 or not 0 < rate_limiter_timeout_s < float("inf"):
+            raise ValueError(f"prefetch {prefetch} must be at least 0, rate_limiter_timeout_s {rate_limiter_timeout_s} finite")
         self._client = client
         self.table = table
         self._prefetch = prefetch
@@ -98,6 +99,7 @@ class Sampler:
         self._data = threading.Condition(self._lock)  # for callers: an item, or the end
         self._ready: collections.deque[list[Any]] = collections.deque()  # entries of each item, still encoded
         self._outstanding = 0  # asked for and not yet here
+        self._waiting = 0  # callers
         self._generation = 0
         self._progress = 0
         self._call: Any = None
@@ -122,22 +124,32 @@ class Sampler:
         deadline = time.monotonic() + timeout_s
         silent_s = self._limit_s + _GRACE_S
         with self._lock:
-            while not self._ready:
-                if self._failure is not None:
-                    raise self._failure
-                if self._closing:
-                    raise ReverbError(f"this sampler of {self._client.address} is closed")
-                remaining = deadline - time.monotonic()
-                progress = self._progress
-                if remaining <= 0:
-                    raise self._late(timeout_s)
-                if not self._data.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
-                    self._probe(min(_PROBE_S, remaining))
-            entries = self._ready.popleft()
-            if len(self._ready) + self._outstanding + self._request_size <= self._prefetch:
+            self._waiting += 1
+            try:
+                if self._room():
+                    self._work.notify_all()
+                while not self._ready:
+                    if self._failure is not None:
+                        raise self._failure
+                    if self._closing:
+                        raise ReverbError(f"this sampler of {self._client.address} is closed")
+                    remaining = deadline - time.monotonic()
+                    progress = self._progress
+                    if remaining <= 0:
+                        raise self._late(timeout_s)
+                    if not self._data.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
+                        self._probe(min(_PROBE_S, remaining))
+                entries = self._ready.popleft()
+            finally:
+                self._waiting -= 1
+            if self._room():
                 self._work.notify_all()
         # Not in the reading thread: what is not read at once may be lost (see the constructor).
         return self._decode(entries)
+
+    def _room(self) -> bool:
+        """With the lock held: whether to ask for more."""
+        return len(self._ready) + self._outstanding + self._request_size <= max(self._prefetch, self._waiting)
 
     def __iter__(self) -> Iterator[Sample]:
         """Samples for ever; ends when the sampler is closed. Raises like `sample`."""
@@ -179,11 +191,7 @@ class Sampler:
         data = request.SerializeToString()
         while True:
             with self._lock:
-                while (
-                    generation == self._generation
-                    and not self._closing
-                    and len(self._ready) + self._outstanding + self._request_size > self._prefetch
-                ):
+                while generation == self._generation and not self._closing and not self._room():
                     self._work.wait()
                 if generation != self._generation or self._closing:
                     return
@@ -197,7 +205,7 @@ class Sampler:
                 self._generation += 1
                 self._outstanding = 0
                 # A full store needs no stream, and an idle one would be closed for its silence by some networks.
-                while len(self._ready) + self._request_size > self._prefetch and not self._closing:
+                while not self._room() and not self._closing:
                     self._work.wait()
                 if self._closing:
                     return
