@@ -173,7 +173,7 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         if not resume and (run_dir / "config.json").exists():
             raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
         parts = jobs.build(job)
-        runtime = jobs.make_runtime(job, parts, preset)
+        runtime = jobs.make_runtime(job, parts, preset, run_dir)
         try:
             memory = runtime.memory()
             if not dry_run:

@@ -170,8 +170,8 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
     return lines
 
 
-def make_runtime(job: JobConfig, parts: Parts, preset: str) -> Any:
-    """The job's runtime. Raises ConfigError, Unsupported."""
+def make_runtime(job: JobConfig, parts: Parts, preset: str, run_dir: Path) -> Any:
+    """The job's runtime, which writes nothing to `run_dir` before it runs. Raises ConfigError, Unsupported."""
     if job.runtime == "anakin":
         from podracer.runtimes.anakin import Anakin
 
@@ -179,7 +179,7 @@ def make_runtime(job: JobConfig, parts: Parts, preset: str) -> Any:
     if job.runtime == "sebulba":
         from podracer.runtimes.sebulba.runtime import Sebulba
 
-        return Sebulba(parts.agent, parts.environment, parts.plan, job_as_json(job, preset).encode())
+        return Sebulba(parts.agent, parts.environment, parts.plan, job_as_json(job, preset).encode(), run_dir)
     raise ConfigError(f"unknown runtime {job.runtime!r}: there are anakin and sebulba")
 
 

@@ -31,6 +31,9 @@ from podracer.types import (
 
 ConfigT = TypeVar("ConfigT")
 
+PRIORITY = "priority"
+"""The metric of a loss that is no scalar: `[B]`, see `DataSpec.priority_exponent`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
@@ -39,6 +42,10 @@ class DataSpec:
     unroll_length: `T`, agent steps of one unroll.
     replay_share: share of a learning batch that comes from replay, in [0, 1). The online rest is never dropped.
     replay_capacity: unrolls that replay holds, over all environments.
+    priority_exponent: unrolls are drawn from replay with probability ~ priority ** exponent (Schaul et al. 2016, eq. 1); 0 is
+      uniform. Above 0 the loss reports a metric `priority` `[B]` float32, at least 0, for every column of its batch, and finds
+      `Trajectory.importance` filled in.
+    updates_per_unroll: updates that learn from each online unroll, each with other unrolls from replay.
     microbatch: columns for which a device computes a gradient at a time, 0 for all of its batch. The gradient is the same up
       to rounding; smaller ones need less memory, and on a CPU one that fits its caches is faster.
     """
@@ -46,6 +53,8 @@ class DataSpec:
     unroll_length: int
     replay_share: float = 0.0
     replay_capacity: int = 0
+    priority_exponent: float = 0.0
+    updates_per_unroll: int = 1
     microbatch: int = 0
 
 
@@ -111,7 +120,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
           key: `[B]` PRNG keys.
 
         Returns:
-          `[]` float32, and a dictionary of scalars.
+          `[]` float32, and a dictionary of scalars (and of `priority` `[B]`, see `DataSpec`).
         """
 
     def relabel(
@@ -181,12 +190,19 @@ class Agent(abc.ABC, Generic[ConfigT]):
         if num == 1:
             return grad(train_state.params, train_state, trajectory, key)
 
-        def accumulate(total: Any, part: tuple[Trajectory, Key]) -> tuple[Any, None]:
-            result = grad(train_state.params, train_state, *part)
-            return jax.tree.map(jnp.add, total, result), None
+        def one(part: tuple[Trajectory, Key]) -> tuple[Any, Metrics]:
+            """What is summed, and what is of single columns."""
+            grads, metrics = grad(train_state.params, train_state, *part)
+            of_columns = {name: value for name, value in metrics.items() if name == PRIORITY}
+            return (grads, {name: value for name, value in metrics.items() if name not in of_columns}), of_columns
+
+        def accumulate(total: Any, part: tuple[Trajectory, Key]) -> tuple[Any, Metrics]:
+            result, of_columns = one(part)
+            return jax.tree.map(jnp.add, total, result), of_columns
 
         parts = (columns.split(trajectory, num), key.reshape(num, -1))
-        shapes = jax.eval_shape(grad, train_state.params, train_state, *jax.tree.map(lambda x: x[0], parts))
+        shapes, _ = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(accumulate, zeros, parts)
-        return jax.tree.map(lambda x: x / num, total)
+        total, of_columns = jax.lax.scan(accumulate, zeros, parts)
+        grads, metrics = jax.tree.map(lambda x: x / num, total)
+        return grads, {**metrics, **{name: value.reshape(-1) for name, value in of_columns.items()}}

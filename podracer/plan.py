@@ -35,8 +35,8 @@ class Plan:
     num_devices: devices of the mesh; in Sebulba those that learn. num_envs: environments over all devices, in Sebulba those
     of one actor; envs_per_device: of one.
     unroll_length: `T`. minibatches: gradient steps of one update. batch_size: sequences in the batch of one gradient step,
-    online and replayed; replay_per_env: replayed sequences
-    that go with each online one; replay_length: unrolls that each environment's ring holds.
+    online and replayed; replay_per_env: replayed sequences that go with each online one; replay_length: unrolls that each
+    environment's ring holds. priority_exponent, updates_per_unroll: as in `podracer.agent.DataSpec`.
     steps_per_update: environment slots that one update consumes, `T * num_envs`; a slot in which a finished environment
     resets is no agent step. num_updates: the budget. num_env_slots: the budget in slots.
     seed, num_seeds: population of seeds. actors: in Sebulba alone.
@@ -50,6 +50,8 @@ class Plan:
     batch_size: int
     replay_per_env: int
     replay_length: int
+    priority_exponent: float
+    updates_per_unroll: int
     steps_per_update: int
     num_updates: int
     num_env_slots: int
@@ -93,6 +95,11 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         raise ConfigError(f"anakin.num_envs={num_envs} does not divide over {num_devices} devices: try {' or '.join(near)}")
     if data.unroll_length < 1:
         raise ConfigError(f"the agent's unroll_length must be at least 1, not {data.unroll_length}")
+    if data.updates_per_unroll < 1 or data.priority_exponent < 0:
+        raise ConfigError(
+            f"the agent's updates_per_unroll={data.updates_per_unroll} must be at least 1, "
+            f"and its priority_exponent={data.priority_exponent} at least 0"
+        )
     replay_per_env = _replay_per_env(data.replay_share)
     replay_length = data.replay_capacity // num_envs if replay_per_env else 0
     if replay_per_env and replay_length < 1:
@@ -123,6 +130,8 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         batch_size=num_envs * (1 + replay_per_env) // minibatches,
         replay_per_env=replay_per_env,
         replay_length=replay_length,
+        priority_exponent=data.priority_exponent if replay_per_env else 0.0,
+        updates_per_unroll=data.updates_per_unroll,
         steps_per_update=steps_per_update,
         num_updates=num_updates,
         num_env_slots=num_updates * steps_per_update,

@@ -138,12 +138,16 @@ class Trajectory(Struct):
     actor_output: leaves `[T, B, ...]`; `actor_output[t]` was chosen at `timestep[t]` and led to `timestep[t+1]`.
     actor_state: leaves `[B, ...]`, the recurrent state before `timestep[0]` was seen.
     targets: whatever `Agent.relabel` computed for the loss; empty when it comes from an actor.
+    importance: `[B]` float32, `1 / (N P)` of a column that was drawn from a prioritised replay of `N` with probability `P`,
+      and 1 of an online one; empty without priorities. The weights of Schaul et al. 2016, section 3.4, before the power
+      beta and normalisation, which are the agent's.
     """
 
     timestep: TimeStep
     actor_output: ActorOutput
     actor_state: Any
     targets: Any = ()
+    importance: Any = ()
 
 
 class TrainState(Struct):

@@ -10,10 +10,13 @@ from podracer.types import Array, Trajectory
 
 
 def batch_major(trajectory: Trajectory) -> Trajectory:
-    """Time steps and actor outputs from `[T, B, ...]` to `[B, T, ...]`, or back; the actor state is `[B, ...]` in both."""
+    """Time steps and actor outputs from `[T, B, ...]` to `[B, T, ...]`, or back; all else is `[B, ...]` in both.
+
+    Of jax's arrays or numpy's.
+    """
 
     def swap(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), tree)
 
     return trajectory.replace(timestep=swap(trajectory.timestep), actor_output=swap(trajectory.actor_output))
 
@@ -28,6 +31,7 @@ def concatenate(first: Trajectory, second: Trajectory) -> Trajectory:
         timestep=append(first.timestep, second.timestep, 1),
         actor_output=append(first.actor_output, second.actor_output, 1),
         actor_state=append(first.actor_state, second.actor_state, 0),
+        importance=append(first.importance, second.importance, 0),
     )
 
 
@@ -37,6 +41,7 @@ def take(trajectory: Trajectory, order: np.ndarray) -> Trajectory:
         timestep=jax.tree.map(lambda x: jnp.moveaxis(x[:, order], 1, 0), trajectory.timestep),
         actor_output=jax.tree.map(lambda x: jnp.moveaxis(x[:, order], 1, 0), trajectory.actor_output),
         actor_state=jax.tree.map(lambda x: x[order], trajectory.actor_state),
+        importance=jax.tree.map(lambda x: x[order], trajectory.importance),
     )
 
 
@@ -58,4 +63,5 @@ def split(trajectory: Trajectory, num: int) -> Trajectory:
         actor_output=jax.tree.map(lambda x: cut(x, 1), trajectory.actor_output),
         actor_state=jax.tree.map(lambda x: cut(x, 0), trajectory.actor_state),
         targets=jax.tree.map(cut_target, trajectory.targets),
+        importance=jax.tree.map(lambda x: cut(x, 0), trajectory.importance),
     )

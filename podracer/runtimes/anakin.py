@@ -225,7 +225,7 @@ class Anakin:
         """One unroll of every environment of this device and one learning step. Metrics are sums over this device."""
         key = self._update_key(state)
         state, trajectory, counts = self._collect(state)
-        train_state, replay, metrics = self.learner.update(state.train_state, state.replay, trajectory, state.env_index, key)
+        train_state, replay, metrics, _ = self.learner.update(state.train_state, state.replay, trajectory, state.env_index, key)
         state = state.replace(train_state=train_state, replay=replay, num_updates=state.num_updates + 1)
         return state, {**metrics, **counts}
 
@@ -265,7 +265,7 @@ class Anakin:
     def _partition_specs(self) -> Any:
         lead = (None,) if self.plan.num_seeds > 1 else ()
         batch: Any = P(*lead, AXIS) if self.plan.num_devices > 1 else P()
-        replay = ring.Ring(data=batch, num_inserted=P()) if self.plan.replay_per_env else P()
+        replay = ring.Ring(data=batch, num_inserted=P(), priority=batch) if self.plan.replay_per_env else P()
         whole: Any = P()
         return AnakinState(
             train_state=whole,

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from podracer.stores.layout import Layout
 from podracer.stores.reverb import Client, ReverbError, ReverbServer, Spec, Table, Timeout, Watch
 from podracer.stores.reverb.sampler import Sampler
 
@@ -32,23 +32,6 @@ _SLICE_S = 1.0  # of a wait that looks now and then whether it is still wanted
 _HELD_S = 0.5  # seconds that the server may hold a request; also how long an end may take
 _FAREWELL_S = 1.0
 _REMEMBERED = 1000  # replaced tickets whose unroll may still come
-
-
-class Layout:
-    """Pytrees as a list of arrays, and back. Containers of any class: JAX knows them, Reverb need not."""
-
-    def __init__(self, example: Any):
-        """`example`: arrays, or whatever has their shapes and dtypes."""
-        leaves, self._containers = jax.tree_util.tree_flatten_with_path(example)
-        self.signature = [Spec(tuple(x.shape), x.dtype, jax.tree_util.keystr(path)) for path, x in leaves]
-
-    def pack(self, tree: Any) -> list[np.ndarray]:
-        """The leaves, on the host."""
-        return [np.asarray(x) for x in jax.device_get(jax.tree.leaves(tree))]
-
-    def unpack(self, leaves: list[np.ndarray]) -> Any:
-        """The tree of them."""
-        return jax.tree.unflatten(self._containers, leaves)
 
 
 class Ticket:
@@ -130,8 +113,13 @@ class Exchange:
         except BaseException:
             self.server.close()
             raise
+        for table in (TICKETS, UNROLLS):
+            self.client.reset(table)  # what an earlier run left in `folder`
         self._put_job()
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
+
+    def start(self) -> None:
+        """Begins to receive."""
         self._thread.start()
 
     @property
@@ -177,6 +165,14 @@ class Exchange:
         self._replace_lost()
         return None
 
+    def check(self) -> None:
+        """Raises ReverbError once the server is given up."""
+        self._watch.check()
+
+    def save(self) -> None:
+        """Saves all tables to `folder`; other calls wait meanwhile. Raises ReverbError."""
+        self.client.checkpoint()
+
     def cancel(self, ticket: Ticket) -> None:
         """An unroll was learned from, or discarded: another one may begin."""
         with self._lock:
@@ -195,7 +191,8 @@ class Exchange:
             self._closed = True
             self._arrived.notify_all()
         self._watch.close()
-        self._thread.join(2 * _HELD_S + _FAREWELL_S)
+        if self._thread.ident is not None:
+            self._thread.join(2 * _HELD_S + _FAREWELL_S)
         try:
             self.client.reset(TICKETS, timeout_s=_FAREWELL_S)
             self._writer.insert(TICKETS, {"number": np.int64(_OVER), "version": np.int64(0)}, timeout_s=_FAREWELL_S)

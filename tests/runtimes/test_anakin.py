@@ -12,8 +12,10 @@ from podracer import config, plan, registry
 from podracer.agent import DataSpec
 from podracer.agents.impala.agent import Impala
 from podracer.environment import Environment, Unsupported, VectorEnvironment
+from podracer.ops import columns
 from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.learner import ReplicaDrift
+from podracer.stores import ring
 from podracer.types import Mode
 
 SMALL = {
@@ -239,7 +241,8 @@ def test_replayed_columns_are_past_unrolls_of_the_same_environment():
         state, online, _ = runtime._collect(state)
         keys = jax.random.split(jax.random.key(0), 16)
         draw = jax.random.split(jax.random.fold_in(jax.random.key(1), state.num_updates), 16)
-        replay, mixed, key = runtime.learner.mix(state.replay, online, draw, keys)
+        replay, _ = ring.insert(state.replay, columns.batch_major(online))
+        mixed, key = runtime.learner.mix(online, runtime.learner.draw(replay, draw)[0], keys)
         return state.replace(replay=replay, num_updates=state.num_updates + 1), online, mixed, key
 
     seen: list[list[bytes]] = [[] for _ in range(16)]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ class Unroll:
     version: of the parameters that acted. actor: its number.
     counts: by `COUNTS`; `episode_return` and `episode_length` are sums over episodes that ended.
     seconds: where the actor's time went, by `ACTIVITIES`.
+    replay_keys: of its columns in a replay outside the learner's devices.
     """
 
     trajectory: Trajectory
@@ -32,6 +33,7 @@ class Unroll:
     actor: int
     counts: dict[str, float]
     seconds: dict[str, float]
+    replay_keys: Sequence[int] = ()
 
 
 ACTIVITIES = ("environment", "inference", "transfer", "queue")

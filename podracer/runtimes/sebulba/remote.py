@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,14 +29,15 @@ def pack(unroll: Unroll) -> dict[str, Any]:
     }
 
 
-def unpack(tree: dict[str, Any], deliver: Callable[[Trajectory], Trajectory]) -> Unroll:
-    """The unroll of `pack`. `deliver`: moves its trajectory to where it is needed."""
+def unpack(tree: dict[str, Any], trajectory: Trajectory, replay_keys: Sequence[int]) -> Unroll:
+    """The unroll of `pack`, with what has become of its trajectory."""
     return Unroll(
-        trajectory=deliver(tree["trajectory"]),
+        trajectory=trajectory,
         version=int(tree["version"]),
         actor=int(tree["actor"]),
         counts=dict(zip(COUNTS, tree["counts"].tolist(), strict=True)),
         seconds=dict(zip(ACTIVITIES, tree["seconds"].tolist(), strict=True)),
+        replay_keys=replay_keys,
     )
 
 

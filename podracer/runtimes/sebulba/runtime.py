@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from podracer import rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
+from podracer.ops import columns
 from podracer.plan import Plan
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.runtimes.sebulba.actor import ACTIVITIES, COUNTS, Unroll
@@ -47,8 +49,13 @@ class Sebulba:
 
     resumes_exactly = False
 
-    def __init__(self, agent: Agent, environment: Environment, plan: Plan, job: bytes = b""):
-        """Compiles nothing and starts nothing yet. `job`: what actors that join from other processes are told.
+    def __init__(self, agent: Agent, environment: Environment, plan: Plan, job: bytes = b"", folder: Path | None = None):
+        """Compiles nothing and starts nothing yet.
+
+        Args:
+          agent, environment, plan: of the job.
+          job: what actors that join from other processes are told.
+          folder: of the run, for a replay that is not in the state.
 
         Raises:
           Unsupported: several seeds, for which Anakin is made.
@@ -62,16 +69,23 @@ class Sebulba:
         learner_devices = devices[self.actors.first_learner :][: plan.num_devices]
         self.mesh = Mesh(np.array(learner_devices), (AXIS,), axis_types=(AxisType.Auto,))
         self.learner = Learner(agent, plan, plan.num_devices)
-        self.job = job
+        self.job, self.folder = job, folder
         self.should_stop: Callable[[], bool] = lambda: False
         whole: Any = P()
         batch: Any = P(AXIS)
         over_time: Any = P(None, AXIS)
-        replay = ring.Ring(data=batch, num_inserted=whole) if plan.replay_per_env else whole
+        self._external = self.actors.store == "reverb" and plan.replay_per_env > 0
+        inside = plan.replay_per_env and not self._external
+        replay = ring.Ring(data=batch, num_inserted=whole, priority=batch) if inside else whole
         self._specs = SebulbaState(train_state=whole, replay=replay, env_index=batch, key=whole, num_updates=whole)
         trajectory = Trajectory(timestep=over_time, actor_output=over_time, actor_state=batch)
+        draws: Any = P(None, AXIS)  # [updates_per_unroll, columns, ...]
         update = jax.shard_map(
-            self._update, mesh=self.mesh, in_specs=(self._specs, trajectory), out_specs=(self._specs, P()), check_vma=False
+            self._update,
+            mesh=self.mesh,
+            in_specs=(self._specs, trajectory, draws),
+            out_specs=(self._specs, P(), draws),
+            check_vma=False,
         )
         check = jax.shard_map(
             lambda params: (is_finite(params), drift(params)), mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False
@@ -80,6 +94,7 @@ class Sebulba:
         self._parameters = Parameters(self.actor_devices)
         self._handover: Any = Handover(self.actors.max_lag + 1)
         self._own_end: Any = None
+        self._replay: Any = None
         self._supervisor: Supervisor | None = None
         self._num_stale = 0
         self._failure: ActorsFailed | None = None
@@ -115,16 +130,19 @@ class Sebulba:
         for number in range(first, first + num_updates):
             try:
                 unroll, ticket = self._next(number, tally)
+                drawn = self._draw(tally) if unroll is not None and self._external else None
             except ActorsFailed as error:
                 if number == first:
                     raise
                 self._failure = error  # at the next call: the caller has to get the state of this one first
                 break
-            if unroll is None:
+            if unroll is None or (self._external and drawn is None):
                 break
-            state, metrics = self._program(state, unroll.trajectory)
+            state, metrics, priorities = self._program(state, unroll.trajectory, self._to_learner(drawn))
             sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
             self._publish(number + 1, self.agent.actor_params(state.train_state))
+            if drawn is not None and self.plan.priority_exponent:
+                self._prioritize(unroll, drawn, *jax.device_get(priorities))
             jax.block_until_ready(state.num_updates)
             self._handover.cancel(ticket)  # learned from: no longer under way
             tally.add(unroll, number - unroll.version, len(self._handover))
@@ -141,7 +159,9 @@ class Sebulba:
         return self.agent.actor_params(state.train_state)
 
     def checkpoint(self, state: SebulbaState) -> Any:
-        """What a checkpoint must hold: everything but the environments."""
+        """What a checkpoint must hold: everything but the environments. A replay outside is saved by now, in `folder`."""
+        if self._replay is not None:
+            self._handover.save()
         return state
 
     def restore(self, saved: Any) -> SebulbaState:
@@ -162,8 +182,9 @@ class Sebulba:
         """Ends the actors and their environments, and the server where there is one."""
         if self._supervisor is not None:
             self._supervisor.stop(_STOP_SECONDS)
-        if self._own_end is not None:
-            self._own_end.close()
+        for end in (self._own_end, self._replay):
+            if end is not None:
+                end.close()
         self._handover.close()
 
     # The learner's side.
@@ -172,7 +193,7 @@ class Sebulba:
         key = jax.random.key(seed)
         return SebulbaState(
             train_state=self.agent.init(rng.stream(key, "init")),
-            replay=self.learner.init_replay(self._example()[0]),
+            replay=() if self._external else self.learner.init_replay(self._example()[0]),
             env_index=jnp.arange(self.plan.num_envs, dtype=jnp.int32),
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
@@ -181,11 +202,41 @@ class Sebulba:
     def _example(self) -> tuple[Trajectory, Params]:
         return example(self.agent, self.environment, self.plan.num_envs, self.plan.unroll_length)
 
-    def _update(self, state: SebulbaState, trajectory: Trajectory) -> tuple[SebulbaState, dict[str, Array]]:
+    def _update(self, state: SebulbaState, trajectory: Trajectory, drawn: Any) -> tuple[SebulbaState, dict[str, Array], Any]:
         key = jax.random.fold_in(state.key, state.num_updates)
-        train_state, replay, metrics = self.learner.update(state.train_state, state.replay, trajectory, state.env_index, key)
+        train_state, replay, metrics, priorities = self.learner.update(
+            state.train_state, state.replay, trajectory, state.env_index, key, drawn
+        )
         state = state.replace(train_state=train_state, replay=replay, num_updates=state.num_updates + 1)
-        return state, jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), metrics)
+        return state, jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), metrics), priorities
+
+    def _draw(self, tally: "_Tally") -> Any:
+        """What the update learns from besides the online unroll, from a replay outside; None to stop."""
+        started = time.monotonic()
+        while not self.should_stop():
+            try:
+                self._handover.check()
+                drawn = self._replay.get(_POLL_SECONDS)
+            except ReverbError as error:
+                raise ActorsFailed(f"replay cannot be read any more: {error}") from error
+            if drawn is not None:
+                tally.waited += time.monotonic() - started
+                return drawn
+            self._check_patience(time.monotonic() - started)
+        return None
+
+    def _to_learner(self, drawn: Any) -> Trajectory | None:
+        """A draw on the learner devices."""
+        if drawn is None:
+            return None
+        unrolls = drawn.unrolls.replace(importance=drawn.importance if self.plan.priority_exponent else ())
+        return jax.device_put(unrolls, NamedSharding(self.mesh, P(None, AXIS)))
+
+    def _prioritize(self, unroll: Unroll, drawn: Any, online: np.ndarray, replayed: np.ndarray) -> None:
+        """Tells the replay outside the priorities `[updates_per_unroll, columns]` of online and of replayed columns."""
+        for keys, priorities in zip(drawn.keys, replayed, strict=True):
+            self._replay.prioritize(keys, priorities)
+        self._replay.prioritize(list(unroll.replay_keys), online[-1])
 
     def _next(self, number: int, tally: "_Tally") -> tuple[Unroll | None, Any]:
         """The next unroll that is fresh enough for update `number`, and its ticket; None to stop."""
@@ -258,21 +309,37 @@ class Sebulba:
     def _open_exchange(self, num_updates: int, params: Params) -> Any:
         """Starts the server and returns the end of it for this process's own actors."""
         from podracer.runtimes.sebulba import remote
+        from podracer.stores import replay
         from podracer.stores.exchange import Exchange, Remote
 
-        trajectory, _ = self._example()
+        plan, (trajectory, _) = self.plan, self._example()
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(columns.batch_major, trajectory)
+        )
+        capacity = plan.replay_length * plan.num_envs
         host, _, port = self.actors.listen.rpartition(":")
+
+        def receive(tree: Any) -> Unroll:
+            online = tree["trajectory"]
+            keys = () if self._replay is None else self._replay.insert(columns.batch_major(online))
+            return remote.unpack(tree, self._deliver(online), keys)
+
         exchange = Exchange(
             unroll=remote.packed_example(trajectory),
             params=params,
             job=self.job,
             max_in_flight=self.actors.max_lag + 1,
-            receive=lambda tree: remote.unpack(tree, self._deliver),
+            receive=receive,
             timeout=self.actors.timeout,
             host=host,
             port=int(port),
+            replay=replay.table(one, capacity, plan.priority_exponent) if capacity else None,
+            folder=self.folder / "reverb" if self.folder and capacity else None,
         )
         self._handover = exchange
+        if capacity:
+            self._replay = replay.Replay(exchange.client, one, plan.updates_per_unroll, plan.num_envs * plan.replay_per_env)
+        exchange.start()
         exchange.publish(num_updates, params, wait=True)
         print(f"actors may join: podracer actor --connect {host}:{exchange.server.port}", flush=True)
         self._own_end = Remote(exchange.address)
