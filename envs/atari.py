@@ -2,7 +2,8 @@
 
 The emulator runs in envpool's thread pool, which Python calls (`AtariHost`), or XLA from within jit and `lax.scan`
 (`AtariVector`). envpool was taken over ale-py's own vector environment because it also hands out the RAM and a picture in
-colour, and marks a game that ends exactly at the time limit.
+colour, and marks a game that ends exactly at the time limit. On the host, `env.backend=ale` takes the latter all the same
+(`ale_host.py`): a second implementation of the protocol, to compare with, at about the same speed.
 
 Defaults are the protocol of the Muesli paper (Hessel et al. 2021, appendix): sticky actions with probability 0.25, all 18
 actions, no signal for lost lives, at most 108,000 frames an episode, no random no-ops, frame skip 4 with the brighter of the
@@ -50,6 +51,8 @@ class Config:
     max_frames: time limit of a game in frames.
     num_threads: threads of the emulator; 0 is one per core.
     batch_size: on the host, how many games `recv` waits for; 0 is all.
+    backend: `envpool`, or `ale`, ale-py's own vector environment: on the host, pixels alone, all games in step; an episode
+      starts after 0 to `noop_max` idle frames.
     """
 
     observation: Literal["pixels", "ram", "objects"] = "pixels"
@@ -66,6 +69,7 @@ class Config:
     max_frames: int = 108_000
     num_threads: int = 0
     batch_size: int = 0
+    backend: Literal["envpool", "ale"] = "envpool"
 
     def __post_init__(self) -> None:
         if not 0 <= self.repeat_action_probability <= 1:
@@ -111,11 +115,13 @@ def pool_options(config: Config, num_envs: int, seed: int) -> dict[str, Any]:
 
 
 class Atari(Environment):
-    """One game of the ALE. Raises Unsupported for `objects` of a game other than Pong."""
+    """One game of the ALE. Raises Unsupported for `objects` of a game other than Pong, and for what `backend=ale` lacks."""
 
     def __init__(self, game: str, config: Config):
         if config.observation == "objects" and game != "pong":
             raise Unsupported(f"atari/{game} has no observation=objects, only atari/pong has; use pixels or ram")
+        if config.backend == "ale" and (config.observation != "pixels" or config.batch_size):
+            raise Unsupported(f"atari/{game}: env.backend=ale has pixels alone, and no env.batch_size: use env.backend=envpool")
         self.game, self.config = game, config
         self.spec = EnvironmentSpec(
             name=f"atari/{game}",
@@ -133,8 +139,12 @@ class Atari(Environment):
         """`num_envs` games in one pool. The stream of a pool is a function of `seed` and the actions alone.
 
         Raises:
-          Unsupported: JAX's default backend is not the CPU.
+          Unsupported: JAX's default backend is not the CPU, or the emulator's is ale-py's.
         """
+        if self.config.backend == "ale":
+            raise Unsupported(
+                f"{self.spec.name}: env.backend=ale runs on the host: use podracer launch sebulba, or env.backend=envpool"
+            )
         backend = jax.default_backend()
         if backend != "cpu":
             raise Unsupported(
@@ -143,8 +153,12 @@ class Atari(Environment):
             )
         return AtariVector(self, num_envs, seed)
 
-    def host(self, num_envs: int, seed: int, first_env: int = 0) -> "AtariHost":
-        """`num_envs` games in one pool. Game `first_env + i` does what it does in `vectorize` with the same seed."""
+    def host(self, num_envs: int, seed: int, first_env: int = 0) -> EnvpoolHost:
+        """`num_envs` games in one pool. With envpool, game `first_env + i` does what it does in `vectorize` with that seed."""
+        if self.config.backend == "ale":
+            from podracer.envs.ale_host import AleHost
+
+            return AleHost(self.spec, self.game, self.config, num_envs, seed, first_env)
         return AtariHost(self, num_envs, seed, first_env)
 
 

@@ -1,4 +1,4 @@
-"""What `atari/<game>` and `envpool/<id>` share: a pool of envpool as a `HostEnvironment`.
+"""What `atari/<game>` and `envpool/<id>` share: a pool of envpool, or one with the same calls, as a `HostEnvironment`.
 
 envpool resets an environment at the step after its episode's end: that step ignores the action, and is our FIRST. Nothing
 that envpool returns says so reliably (after a lost life in the ALE, `elapsed_step` goes on): it is known from the step before.
@@ -58,16 +58,11 @@ class EnvpoolHost(HostEnvironment):
         Raises:
           Unsupported: `batch_size` does not divide the number of environments.
         """
-        import envpool
-
         self.spec, self.num_envs, self.first_env = spec, options["num_envs"], first_env
         self._batch = batch_size or self.num_envs
         if self.num_envs % self._batch:
             raise Unsupported(f"{spec.name}: env.batch_size={batch_size} must divide the pool's {self.num_envs} environments")
-        with _QUIET, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that bounds lose precision
-            self._pool = envpool.make(env_id, **options, batch_size=self._batch)
-            assert self._pool.observation_space is not None  # made now, since making it is what warns
+        self._pool = self._make(env_id, options)
         self._busy = np.zeros(self.num_envs, bool)
         self._first = np.zeros(self.num_envs, bool)
         self._num_sent = self._num_asked = self._num_received = 0
@@ -76,6 +71,16 @@ class EnvpoolHost(HostEnvironment):
         # envpool's recv has no timeout, so a thread waits in it. It must not hold `self`, or no pool would ever be freed.
         threading.Thread(target=_receive, args=(self._pool, self._ask, self._arrived), daemon=True).start()
         self._end = weakref.finalize(self, self._ask.put, False)
+
+    def _make(self, env_id: str, options: dict[str, Any]) -> Any:
+        """The pool."""
+        import envpool
+
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that bounds lose precision
+            pool: Any = envpool.make(env_id, **options, batch_size=self._batch)
+            assert pool.observation_space is not None  # made now, since making it is what warns
+        return pool
 
     @abc.abstractmethod
     def _observe(self, observation: Any, info: dict[str, Any], first: np.ndarray, env_id: np.ndarray) -> Any:

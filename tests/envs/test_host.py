@@ -24,6 +24,13 @@ NUM_ENVS, NUM_STEPS = 4, 40
 
 CASES = {
     "atari/pong": {"env.observation": "ram", "env.max_frames": 28},
+    "atari/breakout": {
+        "env.backend": "ale",
+        "env.max_frames": 28,
+        "env.noop_max": 9,
+        "env.image_height": 42,
+        "env.image_width": 42,
+    },
     "gymnasium/CartPole-v1": {"env.max_steps": 7},
     "gymnasium/Pendulum-v1": {"env.max_steps": 7, "env.num_workers": 1},
     "gymnasium/FrozenLake-v1": {"env.max_steps": 30, "env.num_workers": 1},
