@@ -95,6 +95,7 @@ class AlePool:
     def recv(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Waits for all games: images `[B, C, H, W]`, rewards `[B]`, terminated and truncated `[B]` bool, `env_id` `[B]`."""
         if self._resets:
+            images: Any
             images, info = self._pool.reset(seed=self._seeds)
             self._resets, self._seeds = False, None
             reward, over = np.zeros(len(self._count), np.int32), np.zeros(len(self._count), bool)
@@ -104,6 +105,7 @@ class AlePool:
             # The limit was reached, or the game was over in the idle step after a lost life.
             late = self._ended & ~self._over & ((self._count >= self._limit) | over)
             if late.any():
+                new_images: Any
                 new_images, new = self._pool.reset(options={"reset_mask": late})
                 images[late], over = new_images[late], over & ~late
                 info = {name: np.where(late, new[name], value) for name, value in info.items()}

@@ -39,6 +39,7 @@ def arrive(xp: Any, first: Any, reward: Any, terminated: Any, truncated: Any, ob
 
 _QUIET = threading.Lock()
 """Of those who silence warnings, which is a setting of the process."""
+_GRACE = 1.0  # seconds that a step under way gets to end when the pool is closed
 
 
 class EnvpoolHost(HostEnvironment):
@@ -69,7 +70,8 @@ class EnvpoolHost(HostEnvironment):
         self._ask: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # envpool's recv has no timeout, so a thread waits in it. It must not hold `self`, or no pool would ever be freed.
-        threading.Thread(target=_receive, args=(self._pool, self._ask, self._arrived), daemon=True).start()
+        self._thread = threading.Thread(target=_receive, args=(self._pool, self._ask, self._arrived), daemon=True)
+        self._thread.start()
         self._end = weakref.finalize(self, self._ask.put, False)
 
     def _make(self, env_id: str, options: dict[str, Any]) -> Any:
@@ -101,6 +103,8 @@ class EnvpoolHost(HostEnvironment):
         return self._recv_all(deadline, timeout)
 
     def send(self, action: np.ndarray, env_id: np.ndarray) -> None:
+        if self._pool is None:
+            raise EnvironmentFailed(f"{self.spec.name}: the environments are closed")
         if self._busy[env_id].any():
             raise ValueError(f"environment {env_id[self._busy[env_id]][0]} is in the middle of a step: recv it first")
         self._pool.send(np.asarray(action), np.asarray(env_id))
@@ -115,9 +119,11 @@ class EnvpoolHost(HostEnvironment):
         return self._recv_all(time.monotonic() + timeout, timeout)
 
     def render(self) -> np.ndarray | None:
-        """The first environment in colour, or None where it has no picture or is in the middle of a step."""
+        """The first environment in colour, or None where it has no picture, is in the middle of a step, or closed."""
+        if self._pool is None or self._busy.any():
+            return None
         modules = [base.__module__ for base in type(self._pool).__mro__]
-        if self._busy.any() or any("mujoco" in name for name in modules):  # there it ends the process for want of OpenGL
+        if any("mujoco" in name for name in modules):  # there it ends the process for want of OpenGL
             return None
         try:
             return np.asarray(self._pool.render(env_ids=[0])[0], np.uint8)
@@ -125,8 +131,10 @@ class EnvpoolHost(HostEnvironment):
             return None
 
     def close(self) -> None:
-        """Ends the thread. The emulators go with the pool."""
+        """Ends the thread, unless it hangs, and lets go of the pool, with which the emulators go."""
         self._end()
+        self._thread.join(_GRACE)
+        self._pool = None
 
     def _begin(self, env_id: np.ndarray) -> None:
         self._busy[env_id] = True

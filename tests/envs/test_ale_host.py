@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from podracer import types
-from podracer.environment import Unsupported
+from podracer.environment import EnvironmentFailed, Unsupported
 from podracer.envs import ale_host, atari
 
 TIMEOUT = 120.0
@@ -177,6 +177,8 @@ def test_actions_are_sent_by_number_and_what_would_hang_is_refused():
     assert host.render() is None
     host.close()
     host.close()
+    with pytest.raises(EnvironmentFailed, match="closed"):
+        host.step(np.zeros(3, int), TIMEOUT)
     other.close()
 
 
