@@ -6,12 +6,14 @@ The learner owns the server; its tables:
     parameters  one item: the newest version
     tickets     a queue: the learner puts one in for every unroll that may begin, an actor takes one to begin
     unrolls     a queue: unrolls, each with its ticket's number
+    over        empty, until the run is over
 
 A ticket's number is used once: an unroll that comes twice (an actor sent it again after the server had died) is passed over. A
 ticket that does not come back (its actor was killed) is replaced after a time; where its unroll comes after all, it is taken.
 """
 
 import collections
+import contextlib
 import os
 import random
 import threading
@@ -26,8 +28,7 @@ from podracer.stores.layout import Layout
 from podracer.stores.reverb import Client, ReverbError, ReverbServer, Spec, Table, Timeout, Watch
 from podracer.stores.reverb.sampler import Sampler
 
-JOB, PARAMETERS, TICKETS, UNROLLS = "job", "parameters", "tickets", "unrolls"
-_OVER = 0  # the number of the ticket that says that the run is over
+JOB, PARAMETERS, TICKETS, UNROLLS, OVER = "job", "parameters", "tickets", "unrolls", "over"
 _SLICE_S = 1.0  # of a wait that looks now and then whether it is still wanted
 _HELD_S = 0.5  # seconds that the server may hold a request; also how long an end may take
 _FAREWELL_S = 1.0
@@ -93,14 +94,9 @@ class Exchange:
         self.num_replaced = 0
         signature = {"ticket": _INTEGER, "leaves": self._unroll.signature}
         tables = [
-            Table(name=JOB, sampler="fifo", remover="fifo", max_size=1, signature={"json": Spec((None,), np.uint8)}),
-            Table(
-                name=PARAMETERS,
-                sampler="fifo",
-                remover="fifo",
-                max_size=1,
-                signature={"version": _INTEGER, "leaves": self._params.signature},
-            ),
+            Table.uniform(JOB, 1, signature={"json": Spec((None,), np.uint8)}),
+            Table.uniform(PARAMETERS, 1, signature={"version": _INTEGER, "leaves": self._params.signature}),
+            Table.uniform(OVER, 1, signature=[_INTEGER]),
             Table.queue(TICKETS, 10**6, _TICKET),
             Table.queue(UNROLLS, 10**6, signature),
         ]
@@ -113,7 +109,7 @@ class Exchange:
         except BaseException:
             self.server.close()
             raise
-        for table in (TICKETS, UNROLLS):
+        for table in (TICKETS, UNROLLS, OVER):
             self.client.reset(table)  # what an earlier run left in `folder`
         self._put_job()
         self._thread = threading.Thread(target=self._run, name="exchange", daemon=True)
@@ -194,8 +190,7 @@ class Exchange:
         if self._thread.ident is not None:
             self._thread.join(2 * _HELD_S + _FAREWELL_S)
         try:
-            self.client.reset(TICKETS, timeout_s=_FAREWELL_S)
-            self._writer.insert(TICKETS, {"number": np.int64(_OVER), "version": np.int64(0)}, timeout_s=_FAREWELL_S)
+            self._writer.insert(OVER, [np.int64(0)], timeout_s=_FAREWELL_S)
             self._writer.flush(_FAREWELL_S)
             time.sleep(_HELD_S)
         except ReverbError:
@@ -207,7 +202,7 @@ class Exchange:
 
     def _issue(self) -> None:
         assert self._published is not None
-        ticket = Ticket(self._keys.getrandbits(63) or 1, self._published[0])
+        ticket = Ticket(self._keys.getrandbits(63), self._published[0])
         self._open[ticket.number] = (ticket, time.monotonic())
         self._writer.insert(TICKETS, {"number": np.int64(ticket.number), "version": np.int64(ticket.version)})
 
@@ -314,6 +309,9 @@ class Remote:
         self._versions = self._sampler(PARAMETERS)
         self.over = False
         self.failure: ReverbError | None = None
+        self._closed = False
+        self._listener = threading.Thread(target=self._listen, name="exchange-over", daemon=True)
+        self._listener.start()
 
     def expect(self, unroll: Any, params: Any) -> None:
         """Says what unrolls and parameters are like. `unroll`, `params`: examples. Raises SignatureMismatch."""
@@ -321,11 +319,13 @@ class Remote:
         for table, layout in ((UNROLLS, self._unroll), (PARAMETERS, self._params)):
             checker = self.client.checker(table)
             assert checker is not None
-            theirs = [(spec.name, spec.shape, spec.dtype) for spec in checker.signature["leaves"]]
-            ours = [(spec.name, spec.shape, spec.dtype) for spec in layout.signature]
+            theirs, ours = (
+                [f"{spec.name} {spec}" for spec in specs] for specs in (checker.signature["leaves"], layout.signature)
+            )
             if theirs != ours:
-                differ = next((f"{a} and {b}" for a, b in zip(theirs, ours, strict=False) if a != b), "their number")
-                raise ReverbError(f"the learner's {table} are not those of this process: {differ}; is it the same version?")
+                differ = [f"{a} there, {b} here" for a, b in zip(theirs, ours, strict=False) if a != b]
+                differ.append(f"{len(theirs)} arrays there, {len(ours)} here")
+                raise ReverbError(f"the learner's {table} are not those of this process: {differ[0]}; is it the same version?")
 
     def begin(self, stop: Callable[[], bool]) -> Ticket | None:
         """Waits until another unroll may begin; None once `over` or a `failure`, or as soon as `stop()` holds."""
@@ -338,12 +338,9 @@ class Remote:
                 self.failure = error
                 return None
             ticket = Ticket(int(data["number"]), int(data["version"]))
-            if ticket.number == _OVER:
-                self.over = True
-            if self.over or stop():
-                self.cancel(ticket)  # someone else waits for it too
-                continue
-            return ticket
+            if not self.over and not stop():
+                return ticket
+            self.cancel(ticket)
         return None
 
     def put(self, ticket: Ticket, unroll: Any) -> bool:
@@ -371,6 +368,7 @@ class Remote:
 
     def close(self, timeout: float = 5.0) -> None:
         """Hands tickets back that nobody took, and waits until all unrolls are confirmed, at most so long."""
+        self._closed = True
         try:
             if not self.over:
                 for sample in self._tickets.close():
@@ -380,6 +378,16 @@ class Remote:
             pass  # the learner has gone, and replaces what it misses where it has not
         finally:
             self.client.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(ReverbError), self._sampler(OVER) as sampler:
+            while not self._closed:
+                try:
+                    sampler.sample(_SLICE_S)
+                    self.over = True
+                    return
+                except Timeout:
+                    continue
 
     def _sampler(self, table: str) -> Sampler:
         return self.client.sampler(table, prefetch=0, rate_limiter_timeout_s=_HELD_S, reconnect_s=self._reconnect_s)

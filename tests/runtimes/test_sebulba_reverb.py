@@ -134,3 +134,23 @@ def test_a_learner_without_actors_says_so_in_time(server, capsys):
         run(runtime, 1)
     assert time.monotonic() - started < 30
     assert "podracer actor --connect 127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_server_that_is_killed_loses_no_more_than_what_came_after_the_checkpoint(server, tmp_path):
+    settings = (*MUESLI, *REVERB, "agent.replay_share=0.5", "agent.replay_capacity=4000")
+    runtime = build(Sebulba, "muesli", settings)
+    runtime.folder = tmp_path
+    state, _ = runtime.run(runtime.init(), 1)
+    try:
+        state, _ = runtime.run(state, 10)
+        runtime.checkpoint(state)
+        saved = runtime._handover.client.server_info().tables["replay"].current_size
+        assert saved >= 11 * runtime.plan.num_envs
+        runtime._handover.server.kill()
+        state, metrics = runtime.run(state, 40)
+        assert (metrics["updates"][0], metrics["server_restarts"][0], metrics["restarts"][0]) == (40, 1, 0)
+        assert bool(metrics["finite"][0])
+        # What the 40 updates learned from was added to what was saved; nothing of it came twice.
+        assert runtime._handover.client.server_info().tables["replay"].current_size >= saved + 30 * runtime.plan.num_envs
+    finally:
+        runtime.close()

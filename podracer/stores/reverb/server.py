@@ -143,7 +143,8 @@ class ReverbServer:
             self._reader.join(timeout=1.0)
             code = self._process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise ServerDied(f"the Reverb server at {self.address} has died ({how}){self._last_words()}")
+        words = "" if code == -signal.SIGKILL else self._last_words()  # whoever is killed so says nothing of it
+        raise ServerDied(f"the Reverb server at {self.address} has died ({how}){words}")
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until the process ends, at most so long. Whether it has ended."""

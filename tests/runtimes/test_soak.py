@@ -1,0 +1,28 @@
+"""The soak of benchmarks/soak.py, short: processes and connections die, and all invariants hold."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from podracer.stores.reverb import NotInstalled, install
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+
+
+@pytest.mark.timeout(300)
+def test_a_run_in_which_everything_dies_once_or_more():
+    try:
+        install.find()
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
+    command = [sys.executable, str(SCRIPT), "--seconds", "30", "--every", "4"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+    report = json.loads(result.stdout.splitlines()[-1]) if result.stdout else {}
+    assert (result.returncode, report.get("broken")) == (0, []), result.stderr
+    assert set(report["faults"]) == {"actor killed", "server killed", "network cut", "environment killed"}
+    assert report["updates"] > 20
