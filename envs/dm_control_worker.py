@@ -1,4 +1,4 @@
-"""dm_env environments, and the DeepMind Control Suite, in a worker process. Imports no jax."""
+"""The DeepMind Control Suite in a worker process. Imports no jax."""
 
 import dataclasses
 import logging
@@ -6,38 +6,11 @@ import os
 import warnings
 from typing import Any, Literal
 
-import dm_env
 import numpy as np
 
-from podracer.workers import SingleEnvironment
+from podracer.dm import DmEnvironment
 
 _NO_RENDERER = "off"
-
-
-class DmEnvironment(SingleEnvironment):
-    """Any `dm_env.Environment` whose actions are one array. Subclass it to change what is observed."""
-
-    def __init__(self, env: dm_env.Environment):
-        self.env: Any = env
-        self._action_dtype = env.action_spec().dtype
-
-    def observe(self, observation: Any) -> Any:
-        """The environment's observation as ours has it: the same."""
-        return observation
-
-    def reset(self) -> Any:
-        return self.observe(self.env.reset().observation)
-
-    def step(self, action: Any) -> tuple[Any, float, float, bool]:
-        timestep = self.env.step(np.asarray(action, self._action_dtype))
-        if timestep.first():
-            raise RuntimeError("the environment has reset itself within an episode")
-        reward = 0.0 if timestep.reward is None else float(timestep.reward)
-        discount = 1.0 if timestep.discount is None else float(timestep.discount)
-        return self.observe(timestep.observation), reward, discount, timestep.last()
-
-    def close(self) -> None:
-        self.env.close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ The shared memory is an anonymous file that has no name to be left behind, howev
 """
 
 import contextlib
+import functools
 import json
 import os
 import selectors
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from mmap import mmap
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +26,7 @@ import cloudpickle
 import jax
 import numpy as np
 
-from podracer import workers
+from podracer import dm, workers
 from podracer.environment import Environment, EnvironmentFailed, HostEnvironment, Unsupported, VectorEnvironment
 from podracer.types import EnvironmentSpec, TimeStep
 from podracer.workers import Factory, Field, Layout, Task
@@ -43,6 +45,31 @@ class ProcessEnvironment(Environment):
     def __init__(self, spec: EnvironmentSpec, factory: Factory, num_workers: int = 0):
         """Arguments are those of `ProcessPool`."""
         self.spec, self.factory, self.num_workers = spec, factory, num_workers
+
+    @classmethod
+    def from_dm_env(
+        cls, name: str, factory: Callable[..., Any], max_steps: int = 0, num_workers: int = 0
+    ) -> "ProcessEnvironment":
+        """Environments that `factory` makes, of the class `dm_env.Environment`; one is made and closed to see its specs.
+
+        Args:
+          name: of the signature.
+          factory: is called with `seed=`, an integer of each environment's own, if it has such a parameter, else without
+            arguments. As in `ProcessPool`.
+          max_steps: time limit; 0 keeps the environment's own.
+
+        Raises:
+          Unsupported: `factory` needs other arguments or returns something else, or the specs are of kinds that
+            `podracer.dm` does not know.
+        """
+        try:
+            env = dm.build(factory, 0)
+            observation, action = dm.observation_spec(env.observation_spec()), dm.action_spec(env.action_spec())
+        except TypeError as error:
+            raise Unsupported(f"{name}: {' '.join(str(error).split())}") from error
+        env.close()
+        spec = EnvironmentSpec(name=name, observation=observation, action=action)
+        return cls(spec, functools.partial(dm.make, factory=factory, max_steps=max_steps), num_workers)
 
     def vectorize(self, num_envs: int, seed: int) -> VectorEnvironment:
         raise host_only(self.spec.name)

@@ -1,7 +1,8 @@
 """Registries of agents and environments. Built-in and third-party ones are found through the same entry points.
 
 A package offers an agent class under the entry-point group `podracer.agents`, and a `Suite` of environments under
-`podracer.envs`. `my_package.my_module:Name` works wherever a name does, without any entry point.
+`podracer.envs`. `my_package.my_module:Name` works wherever a name does, without any entry point. Of an environment it may also
+name a class, or a function, that makes a `dm_env.Environment`.
 """
 
 import dataclasses
@@ -91,9 +92,25 @@ def env(name: str) -> EnvId:
 def suite(name: str) -> Suite:
     """The suite called `name`, whether its library is installed or not. Raises NotFound."""
     found = _load(ENVS, name)
+    if callable(found) and not isinstance(found, Suite):
+        return _dm_env_suite(name, found)
     if not isinstance(found, Suite):
-        raise NotFound(f"environment {name!r} is {found!r}, which is no podracer.registry.Suite")
+        raise NotFound(
+            f"environment {name!r} is {found!r}, neither a podracer.registry.Suite nor a maker of dm_env environments"
+        )
     return found
+
+
+def _dm_env_suite(name: str, factory: Callable[..., Any]) -> Suite:
+    from podracer.dm import DmConfig
+
+    def make(task: str, config: DmConfig) -> Any:
+        from podracer.processes import ProcessEnvironment
+
+        del task
+        return ProcessEnvironment.from_dm_env(name, factory, config.max_steps, config.num_workers)
+
+    return Suite(make=make, tasks=lambda: ("",), config=DmConfig, summary="a dm_env environment, in processes on the host")
 
 
 def suites() -> dict[str, Suite]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from podracer.config import ConfigError, override
 from podracer.contract import check_stream, choose_action
 from podracer.environment import EnvironmentFailed, Unsupported, environment_keys
 from podracer.envs import dm_control_worker, gymnasium_spaces
-from podracer.processes import ProcessEnvironment, environment_seed
+from podracer.processes import environment_seed
 
 TIMEOUT = 120.0
 NUM_ENVS, NUM_STEPS = 4, 40
@@ -345,36 +344,6 @@ def test_the_environment_of_the_docs(tmp_path, monkeypatch):
     assert (seen.discount[seen.step_type == types.LAST] == 0).all()
     assert ((seen.observation[..., 0] > 10) & (seen.reward == 0)).any()
     assert (seen.reward > 0).any()
-
-
-def test_any_dm_env(tmp_path, monkeypatch):
-    (tmp_path / "users_dm_env.py").write_text(
-        "import dm_env, numpy as np\n"
-        "from podracer.envs.dm_control_worker import DmEnvironment\n"
-        "class Env(dm_env.Environment):\n"
-        "    def observation_spec(self): return {'x': dm_env.specs.Array((1,), np.float32)}\n"
-        "    def action_spec(self): return dm_env.specs.DiscreteArray(2)\n"
-        "    def reset(self):\n"
-        "        self.t = 0\n"
-        "        return dm_env.restart({'x': np.zeros(1, np.float32)})\n"
-        "    def step(self, action):\n"
-        "        self.t += 1\n"
-        "        end = dm_env.truncation if self.t == 3 else dm_env.transition\n"
-        "        end = dm_env.termination if action and self.t == 2 else end\n"
-        "        return end(reward=0.5, observation={'x': np.full(1, self.t, np.float32)})\n"
-        "def factory(number, seed):\n"
-        "    return DmEnvironment(Env())\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("users_dm_env")
-    env = module.Env()
-    spec = types.EnvironmentSpec(name="mine", observation=env.observation_spec(), action=env.action_spec())
-    environment = ProcessEnvironment(spec, module.factory, 1)
-    noise = np.float32([[[0.0], [0.9]]] * 6)
-    seen = stream(environment, noise)
-    assert seen.observation["x"][..., 0].T.tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 2, 0, 1, 2, 0]]
-    assert seen.discount.T.tolist() == [[1] * 7, [1, 1, 0, 1, 1, 0, 1]]
-    assert seen.reward.T.tolist() == [[0, 0.5, 0.5, 0.5, 0, 0.5, 0.5], [0, 0.5, 0.5, 0, 0.5, 0.5, 0]]
 
 
 def test_settings_and_environments_that_cannot_be():
