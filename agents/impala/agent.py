@@ -14,7 +14,7 @@ from podracer.agent import Agent
 from podracer.agents.impala.config import Config as ImpalaConfig
 from podracer.agents.impala.config import presets
 from podracer.config import Preset
-from podracer.nets import recurrent, torso
+from podracer.nets import policies, recurrent, torso
 from podracer.ops import episodes
 from podracer.types import (
     ActorOutput,
@@ -32,14 +32,14 @@ from podracer.types import (
 
 
 class Impala(Agent[ImpalaConfig]):
-    """V-trace actor-critic for discrete actions, feed-forward or recurrent."""
+    """V-trace actor-critic, feed-forward or recurrent."""
 
     Config = ImpalaConfig
 
     def __init__(self, spec: EnvironmentSpec, config: ImpalaConfig):
         super().__init__(spec, config)
+        self._policy = policies.make_policy(spec)
         self._net: hk.Transformed = hk.without_apply_rng(hk.transform(self._forward))
-        self._num_actions = spec.num_actions
         if config.separate_value and config.core.kind != "none":
             raise ValueError(
                 "separate_value is for feed-forward agents: set agent.core.kind=none, or agent.separate_value=false"
@@ -50,14 +50,14 @@ class Impala(Agent[ImpalaConfig]):
         return presets()
 
     def _forward(self, timestep: TimeStep, state: ActorState) -> tuple[tuple[Array, Array], ActorState]:
-        """Logits `[T, B, A]` and values `[T, B]` for time steps `[T, B, ...]`, and the last recurrent state."""
+        """Policy parameters `[T, B, P]` and values `[T, B]` for time steps `[T, B, ...]`, and the last recurrent state."""
         embed = hk.BatchApply(torso.make_torso(self.spec, self.config.torso))
         core = recurrent.make_core(self.config.core)
         features, state = recurrent.unroll(core, embed(timestep.observation), timestep.first(), state)
-        logits = torso.mask_logits(hk.Linear(self._num_actions, name="policy")(features), timestep.observation)
+        policy = self._policy.mask(hk.Linear(self._policy.size, name="policy")(features), timestep.observation)
         if self.config.separate_value:
             features = hk.BatchApply(torso.make_torso(self.spec, self.config.torso))(timestep.observation)
-        return (logits, jnp.squeeze(hk.Linear(1, name="value")(features), -1)), state
+        return (policy, jnp.squeeze(hk.Linear(1, name="value")(features), -1)), state
 
     def init(self, key: Key) -> TrainState:
         return self.train_state(self._net.init(key, self.spec.example((1, 1)), self.initial_actor_state(1)))
@@ -68,30 +68,29 @@ class Impala(Agent[ImpalaConfig]):
     def act(
         self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
     ) -> tuple[ActorOutput, ActorState]:
-        (logits, _), actor_state = self._net.apply(params, jax.tree.map(lambda x: x[None], timestep), actor_state)
-        logits = logits[0]
+        (policy, _), actor_state = self._net.apply(params, jax.tree.map(lambda x: x[None], timestep), actor_state)
+        policy = policy[0]
         greedy = mode is Mode.EVALUATE and self.config.greedy_evaluation
-        action = jnp.argmax(logits, axis=-1) if greedy else jax.vmap(jax.random.categorical)(key, logits)
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
-        return ActorOutput(action=action.astype(jnp.int32), log_prob=log_prob), actor_state
+        action = self._policy.mode(policy) if greedy else jax.vmap(self._policy.sample)(policy, key)
+        return ActorOutput(action=action, log_prob=self._policy.log_prob(policy, action)), actor_state
 
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
         import rlax  # costs more to import than jax itself
 
         config = self.config
-        (logits, values), _ = self._net.apply(params, trajectory.timestep, trajectory.actor_state)
-        log_pi = jax.nn.log_softmax(logits[:-1])
-        log_prob = jnp.take_along_axis(log_pi, trajectory.actor_output.action[..., None], axis=-1)[..., 0]
+        (policy, values), _ = self._net.apply(params, trajectory.timestep, trajectory.actor_state)
+        log_prob = self._policy.log_prob(policy[:-1], trajectory.actor_output.action)
         step = episodes.transitions(trajectory.timestep, config.discount)
         rewards = jnp.clip(step.r_t, -config.max_abs_reward, config.max_abs_reward)
         # A ratio of 0 cuts every trace at LAST -> FIRST: see podracer/ops/episodes.py.
-        rho = jax.lax.stop_gradient(jnp.exp(log_prob - trajectory.actor_output.log_prob)) * step.mask_tm1
+        ratio = jax.lax.stop_gradient(jnp.exp(log_prob - trajectory.actor_output.log_prob))
+        rho = jnp.where(step.mask_tm1 == 1, ratio, 0.0)  # a product would make NaN of an infinite ratio
         vtrace = jax.vmap(rlax.vtrace_td_error_and_advantage, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)(
             values[:-1], jax.lax.stop_gradient(values[1:]), rewards, step.discount_t, rho, config.trace_decay
         )
         policy_loss = jnp.mean(-log_prob * jax.lax.stop_gradient(vtrace.pg_advantage))
         value_loss = 0.5 * jnp.mean(jnp.square(vtrace.errors))
-        entropy = episodes.masked_mean(-jnp.sum(jnp.exp(log_pi) * log_pi, axis=-1), step.mask_tm1)
+        entropy = episodes.masked_mean(self._policy.entropy(policy[:-1]), step.mask_tm1)
         entropy_cost = config.entropy_cost * self._anneal(train_state.num_updates)
         loss = policy_loss + config.value_cost * value_loss - entropy_cost * entropy
         metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}

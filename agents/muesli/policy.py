@@ -1,7 +1,7 @@
-"""Policies over discrete and over bounded continuous actions behind one interface, and CMPO targets for both.
+"""What Muesli asks of a policy beyond `podracer.nets.policies`: the prior of CMPO, its actions, and targets from them.
 
-A policy head gives `parameters [..., size]`. The prior policy of CMPO is a mixture of the target network's policy, the
-behaviour policy and the uniform one; its actions, and the CMPO weights over them, are what the losses learn from.
+The prior is a mixture of the target network's policy, the behaviour policy and the uniform one; its actions, and the CMPO
+weights over them, are what the losses learn from.
 """
 
 import abc
@@ -13,7 +13,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer.agents.muesli.config import Config
-from podracer.nets import torso
+from podracer.nets import policies, torso
 from podracer.ops import cmpo
 from podracer.types import Array, EnvironmentSpec, Key
 
@@ -45,33 +45,8 @@ class Candidates(NamedTuple):
     kl_weights: Any
 
 
-class Policy(abc.ABC):
-    """How one kind of actions is parametrised. Immutable; everything is pure."""
-
-    size: int
-    """Outputs of a policy head."""
-    encoded_size: int
-    """`E`, width of an action as the model takes it."""
-
-    @abc.abstractmethod
-    def mask(self, parameters: Array, observation: Any) -> Array:
-        """Parameters `[..., size]` that leave no probability to actions that are illegal at `observation`."""
-
-    @abc.abstractmethod
-    def sample(self, parameters: Array, key: Key) -> Array:
-        """One action from unbatched `parameters` `[size]`."""
-
-    @abc.abstractmethod
-    def mode(self, parameters: Array) -> Array:
-        """The greedy action of `parameters` `[..., size]`."""
-
-    @abc.abstractmethod
-    def log_prob(self, parameters: Array, action: Array) -> Array:
-        """`[..., size]` and `[..., *action_shape]` to `[...]`."""
-
-    @abc.abstractmethod
-    def encode(self, action: Array) -> Array:
-        """Actions as the model takes them, `[..., E]` float32."""
+class Policy(policies.Policy):
+    """A policy with a CMPO prior. Immutable; everything is pure."""
 
     @abc.abstractmethod
     def prior_log_prob(self, target: Array, behaviour: Array, observation: Any, action: Array) -> Array:
@@ -89,32 +64,13 @@ class Policy(abc.ABC):
     def cross_entropy(self, parameters: Array, target: PolicyTarget) -> Array:
         """`-sum_i weights_i log pi(actions_i)`, `[...]`. Leading dimensions of the two are equal."""
 
-    @abc.abstractmethod
-    def kl(self, parameters: Array, other: Array) -> Array:
-        """`KL(pi(parameters) || pi(other))`, `[...]`."""
 
-
-class Discrete(Policy):
-    """Logits over `A` actions. Values of all actions come from the model at once; samples pick among them."""
+class Discrete(policies.Categorical, Policy):
+    """Values of all actions come from the model at once; samples pick among them."""
 
     def __init__(self, num_actions: int, config: Config):
-        self.size = self.encoded_size = num_actions
+        super().__init__(num_actions)
         self._config = config
-
-    def mask(self, parameters: Array, observation: Any) -> Array:
-        return torso.mask_logits(parameters, observation)
-
-    def sample(self, parameters: Array, key: Key) -> Array:
-        return jax.random.categorical(key, parameters).astype(jnp.int32)
-
-    def mode(self, parameters: Array) -> Array:
-        return jnp.argmax(parameters, axis=-1).astype(jnp.int32)
-
-    def log_prob(self, parameters: Array, action: Array) -> Array:
-        return jnp.sum(jax.nn.log_softmax(parameters) * self.encode(action), axis=-1)
-
-    def encode(self, action: Array) -> Array:
-        return jax.nn.one_hot(action, self.size)
 
     def prior(self, target: Array, behaviour: Array, observation: Any) -> Array:
         """The mixture as probabilities `[..., A]`; the uniform part is over legal actions."""
@@ -169,64 +125,17 @@ class Discrete(Policy):
     def cross_entropy(self, parameters: Array, target: PolicyTarget) -> Array:
         return -jnp.sum(target.weights * jax.nn.log_softmax(parameters), axis=-1)
 
-    def kl(self, parameters: Array, other: Array) -> Array:
-        log_p, log_q = jax.nn.log_softmax(parameters), jax.nn.log_softmax(other)
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
-
-class Continuous(Policy):
-    """A diagonal Gaussian squashed by tanh into the bounds of the action.
-
-    Densities are those of actions scaled to [-1, 1]: ratios are what counts, and they do not depend on the scale.
-    """
+class Continuous(policies.SquashedGaussian, Policy):
+    """Candidates are samples of the prior."""
 
     def __init__(self, action: specs.Array, config: Config):
-        if not isinstance(action, specs.BoundedArray) or not np.all(np.isfinite([action.minimum, action.maximum])):
-            raise ValueError("Muesli needs discrete actions, or continuous ones with finite bounds")
+        super().__init__(action)
         if not (config.num_q_samples and config.num_kl_samples):
             raise ValueError("continuous actions need samples: set agent.num_q_samples and agent.num_kl_samples above 0")
         if config.beta_loo or config.policy_loss == "mpo":
             raise ValueError("beta_loo and policy_loss=mpo sum over all actions, so they need discrete ones")
-        self._shape = tuple(action.shape)
-        self._low = np.broadcast_to(action.minimum, self._shape).astype(np.float32)
-        self._high = np.broadcast_to(action.maximum, self._shape).astype(np.float32)
-        self.encoded_size = int(np.prod(self._shape, dtype=int))
-        self.size = 2 * self.encoded_size
         self._config = config
-
-    def _gaussian(self, parameters: Array) -> Any:
-        import distrax  # slow to import, and discrete actions do without
-
-        mean, raw = jnp.split(parameters, 2, axis=-1)
-        return distrax.MultivariateNormalDiag(mean, jax.nn.softplus(raw) + 0.01)
-
-    def _squashed(self, parameters: Array) -> Any:
-        import distrax
-
-        return distrax.Transformed(self._gaussian(parameters), distrax.Block(distrax.Tanh(), 1))
-
-    def _decode(self, encoded: Array) -> Array:
-        shaped = encoded.reshape(*encoded.shape[:-1], *self._shape)
-        return jnp.asarray(self._low) + (shaped + 1) / 2 * (self._high - self._low)
-
-    def mask(self, parameters: Array, observation: Any) -> Array:
-        del observation
-        return parameters
-
-    def sample(self, parameters: Array, key: Key) -> Array:
-        return self._decode(self._squashed(parameters).sample(seed=key))
-
-    def mode(self, parameters: Array) -> Array:
-        return self._decode(jnp.tanh(self._gaussian(parameters).mean()))
-
-    def encode(self, action: Array) -> Array:
-        scaled = 2 * (action - self._low) / np.maximum(self._high - self._low, 1e-12) - 1
-        # tanh reaches 1 in float32; its inverse must stay finite.
-        leading = scaled.shape[: scaled.ndim - len(self._shape)]
-        return jnp.clip(scaled, -1 + 1e-6, 1 - 1e-6).reshape(*leading, self.encoded_size)
-
-    def log_prob(self, parameters: Array, action: Array) -> Array:
-        return self._squashed(parameters).log_prob(self.encode(action))
 
     def prior_log_prob(self, target: Array, behaviour: Array, observation: Any, action: Array) -> Array:
         del observation
@@ -273,10 +182,6 @@ class Continuous(Policy):
     def cross_entropy(self, parameters: Array, target: PolicyTarget) -> Array:
         log_probs = self.log_prob(jnp.expand_dims(parameters, -2), target.actions)
         return -jnp.sum(target.weights * log_probs, axis=-1)
-
-    def kl(self, parameters: Array, other: Array) -> Array:
-        # tanh is one-to-one, so squashing leaves the KL as it is.
-        return self._gaussian(parameters).kl_divergence(self._gaussian(other))
 
 
 def make_policy(spec: EnvironmentSpec, config: Config) -> Policy:
