@@ -1,6 +1,6 @@
 """What a run folder shows to people: the learning curve and a video."""
 
-import warnings
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,9 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     rate = float(np.clip(len(frames) / 10, 4, 30))
     pad = ((0, -height * scale % _BLOCK), (0, -width * scale % _BLOCK), (0, 0))
     options: dict[str, Any] = {"fps": rate, "macro_block_size": _BLOCK, "ffmpeg_log_level": "error"}
-    with warnings.catch_warnings():
-        # Python warns of any fork beside JAX's threads; ffmpeg's process runs no Python after it.
-        warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)
-        writer = imageio.get_writer(str(path), format="FFMPEG", **options)
-        with writer:
-            for frame in frames:
-                large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
-                writer.append_data(np.pad(large, pad, mode="edge"))  # the first one starts ffmpeg
+    # Python code between fork and exec is not safe beside the threads of JAX and gRPC: ffmpeg's process died of it.
+    os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
+    with imageio.get_writer(str(path), format="FFMPEG", **options) as writer:
+        for frame in frames:
+            large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+            writer.append_data(np.pad(large, pad, mode="edge"))  # the first one starts ffmpeg

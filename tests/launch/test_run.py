@@ -44,7 +44,6 @@ def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "podracer.launch.cli", *map(str, arguments)]
 
 
-@pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_run_leaves_a_whole_folder(podracer: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     result = podracer(*RUN, "--steps", 2000, "--run-dir", run_dir)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tiny_parts import TINY
 
 from podracer.metrics.log import read_rows
@@ -15,7 +14,6 @@ from podracer.metrics.log import read_rows
 RUN = ("launch", "sebulba", *TINY, "--actor-devices", 1, "--learner-devices", 1)
 
 
-@pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_run_leaves_a_whole_folder_and_goes_on(podracer: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     result = podracer(*RUN, "--steps", 2000, "--run-dir", run_dir, "--max-lag", 2)
