@@ -45,7 +45,7 @@ _STORED = 0xFC  # snappy: a literal whose length - 1 follows in four bytes
 _SMALL = 1024  # bytes up to which compression is not worth a call
 _PROBE = 4096  # bytes that decide whether a large array is worth compressing
 _MAX_SCRATCH = 16 * 2**20  # bytes that a thread may keep
-_WORTH = 0.9  # of the size; above it the copy-free stored block is the better bargain
+_WORTH = 0.5  # of the size; above it the time of compressing is worth more than the memory
 
 
 def dtype_number(dtype: Any) -> int:
@@ -91,7 +91,7 @@ def _stored_head(size: int) -> bytes:
 def compressed_block(data: Any, compression: Compression = "auto") -> list[Any]:
     """A raw snappy block of a one-dimensional uint8 array, as a list to join.
 
-    `auto` compresses what shrinks to 0.9 of its size, which a probe of 4 KiB from the middle decides for large arrays.
+    `auto` compresses what shrinks to half of its size, which a probe of 4 KiB from the middle decides for large arrays.
     """
     size = len(data)
     if compression == "never" or size == 0 or (compression == "auto" and size <= _SMALL):
