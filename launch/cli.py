@@ -1,10 +1,12 @@
 """The command `podracer`. Nothing heavy is imported until a command needs it: `--help` and completion stay quick."""
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -183,6 +185,15 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
             code = 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests)
         finally:
             runtime.close()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process. An actor's thread that could not be ended, since it compiles, would abort the interpreter's own end."""
+    if any(thread.name.startswith("actor-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

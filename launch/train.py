@@ -54,14 +54,19 @@ class Run:
         runtime = self.runtime
         runtime.should_stop = lambda: self.requests.pending
         checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job))
+        self.requests.nothing_to_lose = True
         try:
             state, counters = self._start(checkpoints)
             state, counters = self._train(state, counters, checkpoints)
+            self.requests.nothing_to_lose = False
             params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
             learned = [runtime.train_state(state, i).params for i in range(self.job.num_seeds)]
             report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
         except Stopped as stopped:
-            print(f"stopped by {stopped.name}: saved; --resume --run-dir {self.run_dir} goes on")
+            if self.requests.nothing_to_lose:
+                print(f"stopped by {stopped.name} before the first update")
+            else:
+                print(f"stopped by {stopped.name}: saved; --resume --run-dir {self.run_dir} goes on")
             return stopped.exit_code
         finally:
             checkpoints.close()
@@ -101,6 +106,9 @@ class Run:
                     line.say("compiling ...")
                 calls = updates(runtime, state, counters, self.job.num_steps)
                 for state, counters, call in calls:  # noqa: B007 - `save` uses the state
+                    if not call.num_updates:
+                        break
+                    self.requests.nothing_to_lose = False
                     _check_finite(call, counters, self.job, saved_at)
                     recorder.record(counters, call, line)
                     if self.requests.pending:
@@ -113,7 +121,7 @@ class Run:
                 save(wait=True)
             raise
         else:
-            if saved_at != counters.num_updates:
+            if counters.num_updates and saved_at != counters.num_updates:
                 save(wait=True)
             checkpoints.wait()
         finally:

@@ -85,3 +85,31 @@ class Modules(Counter):
     def step(self, action):
         _, reward, discount, last = super().step(action)
         return {"count": np.float32([self.number, self.count, "jax" in sys.modules]), "action": (0,)}, reward, discount, last
+
+
+class Walk(SingleEnvironment):
+    """Episodes of 9 steps. Observes its number, the steps of this episode, and all steps since it was made, resets included.
+
+    Environment 1 hangs at step 63 of its life if the file `hangs` is there, which it takes away.
+    """
+
+    def __init__(self, number: int, seed: int, hangs: str):
+        del seed
+        self.number, self.hangs, self.count, self.life = number, hangs, 0, -1
+
+    def reset(self):
+        self.count = 0
+        return self._observe()
+
+    def step(self, action):
+        self.count += 1
+        observation = self._observe()
+        if self.number == 1 and self.life == 63 and os.path.exists(self.hangs):
+            os.remove(self.hangs)
+            time.sleep(1000)
+        over = self.count == 9
+        return observation, 1.0, 0.0 if over else 1.0, over
+
+    def _observe(self):
+        self.life += 1
+        return np.float32([self.number, self.count, self.life])

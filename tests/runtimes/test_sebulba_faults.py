@@ -1,0 +1,215 @@
+"""Faults under the whole of Sebulba: environments' processes that die and hang, a slow learner, Ctrl-C while it compiles."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import host_environments
+import jax
+import numpy as np
+import psutil
+import pytest
+from dm_env import specs
+
+from podracer import registry, types
+from podracer.launch import job as jobs
+from podracer.processes import ProcessEnvironment
+from podracer.runtimes.sebulba.runtime import Sebulba
+from podracer.types import EnvironmentSpec
+
+NUM_ENVS, UNROLL = 4, 5
+SETTINGS = (
+    f"anakin.num_envs={NUM_ENVS}",
+    f"agent.unroll_length={UNROLL}",
+    "agent.torso.hidden=(16,)",
+    "agent.core.size=8",
+    "sebulba.actor_devices=1",
+    "sebulba.learner_devices=1",
+)
+SPEC = EnvironmentSpec(name="walk", observation=specs.Array((3,), np.float32), action=specs.DiscreteArray(2))
+
+
+class Watched(ProcessEnvironment):
+    """Remembers its pools and their processes."""
+
+    def __init__(self, hangs=""):
+        super().__init__(SPEC, functools.partial(host_environments.Walk, hangs=str(hangs)), num_workers=2)
+        self.pools, self.processes = [], []
+
+    def host(self, num_envs, seed, first_env=0):
+        pool = super().host(num_envs, seed, first_env)
+        self.pools.append(pool)
+        self.processes += [psutil.Process(process.popen.pid) for process in pool._workers]
+        return pool
+
+
+class Recording(Sebulba):
+    """Keeps the time steps and counts of all unrolls that are learned from; calls `at_update` before each."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.learned, self.at_update = [], lambda number: None
+
+    def _next(self, number, *args):
+        self.at_update(number)
+        unroll, ticket = super()._next(number, *args)
+        if unroll is not None:
+            self.learned.append((unroll.actor, jax.device_get(unroll.trajectory.timestep), unroll.counts))
+        return unroll, ticket
+
+
+def build(environment, *settings):
+    request = jobs.Request("sebulba", "impala", "catch", settings=(*SETTINGS, *settings), devices=1)
+    job, _ = jobs.new_job(request)
+    plan = jobs.build(job).plan
+    return Recording(registry.agent_class("impala")(environment.spec, job.agent), environment, plan)
+
+
+def check_counts(learned, metrics):
+    """Unrolls of an actor go on where the one before ended, or begin a new life; all that was learned is counted, once."""
+    expected = {"agent_steps": 0, "episodes": 0}
+    new_lives, before = 0, {}
+    for actor, steps, counts in learned:
+        kind, (_, count, life) = steps.step_type, np.moveaxis(steps.observation, -1, 0)
+        assert (np.diff(life, axis=0) == 1).all()  # no step is missing, none is there twice
+        np.testing.assert_array_equal(count, life % 10)
+        np.testing.assert_array_equal(kind == types.FIRST, count == 0)
+        np.testing.assert_array_equal(kind == types.LAST, count == 9)
+        if not (actor in before and np.array_equal(life[0], before[actor])):
+            assert (life[0] == 0).all()
+            new_lives += 1
+        before[actor] = life[-1]
+        assert counts["agent_steps"] == (kind[1:] != types.FIRST).sum()
+        assert counts["episode_return"] == counts["episode_length"] == 9 * counts["episodes"]
+        expected["agent_steps"] += int(counts["agent_steps"])
+        expected["episodes"] += int((kind[1:] == types.LAST).sum())
+    for name, value in expected.items():
+        assert sum(call[name][0] for call in metrics) == value
+    return new_lives
+
+
+def run(runtime, *calls):
+    state, metrics = runtime.init(), []
+    for num_updates in calls:
+        state, call = runtime.run(state, num_updates)
+        metrics.append(call)
+    assert int(state.num_updates) == sum(calls)
+    assert bool(metrics[-1]["finite"][0])
+    return metrics
+
+
+def assert_ended(processes):
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_killed_environment_costs_one_unroll(capfd):
+    environment = Watched()
+    runtime = build(environment, "sebulba.threads=2", "sebulba.max_lag=8")
+    runtime.at_update = lambda number: number == 12 and environment.processes[1].kill()
+    try:
+        metrics = run(runtime, 1, 49)
+    finally:
+        runtime.close()
+    assert metrics[-1]["restarts"][0] == 1
+    assert [call["updates"][0] for call in metrics] == [1, 49]
+    assert check_counts(runtime.learned, metrics) == 3  # two actors, and the one that was restarted
+    assert "killed by signal 9: its unroll is discarded" in capfd.readouterr().err
+    assert len(environment.processes) == 6
+    assert_ended(environment.processes)
+
+
+def test_an_environment_that_hangs_is_replaced(tmp_path, capfd):
+    hangs = tmp_path / "hangs"
+    hangs.touch()
+    environment = Watched(hangs)
+    timeout = 5  # also of the start of its processes
+    runtime = build(environment, "sebulba.threads=1", f"sebulba.env_timeout={timeout}")
+    try:
+        metrics = run(runtime, 1, 25)
+    finally:
+        runtime.close()
+    assert not hangs.exists()
+    assert metrics[-1]["restarts"][0] >= 1
+    assert check_counts(runtime.learned, metrics) == 2
+    assert f"environment 1 took longer than {timeout} s" in capfd.readouterr().err
+    assert_ended(environment.processes)
+
+
+def test_actors_wait_for_a_slow_learner_and_nothing_is_lost():
+    environment = registry.env("catch").make()
+    runtime = build(environment, "sebulba.threads=1", "sebulba.max_lag=3")
+    fast, begun = runtime._program, []
+    runtime._program = lambda *args: (time.sleep(0.15), fast(*args))[1]
+    begin = runtime._handover.begin
+    runtime._handover.begin = lambda *args: begun.append(0) or begin(*args)
+    state, _ = runtime.run(runtime.init(), 1)
+    state, metrics = runtime.run(state, 20)
+    assert len(begun) <= 21 + 3 + 2  # it begins no more than may be under way, and waits for the next
+    assert (metrics["stale"][0], metrics["lag_max"][0], metrics["queue"][0] > 1.5) == (0, 3, True)
+    assert metrics["actor_queue"][0] > 0.5
+    assert metrics["learner_wait"][0] < 0.3
+    for (_, before, _), (_, after, _) in zip(runtime.learned, runtime.learned[1:], strict=False):
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[-1], y[0]), before, after)
+    asked = time.monotonic() + 0.5
+    runtime.should_stop = lambda: time.monotonic() > asked
+    state, metrics = runtime.run(state, 10**6)
+    assert 0 < metrics["updates"][0] < 10
+    runtime.close()
+    assert time.monotonic() - asked < 3
+
+
+def test_ctrl_c_while_it_compiles_ends_it_in_time(tmp_path):
+    command = [sys.executable, "-m", "podracer.launch.cli", "launch", "sebulba", "--agent", "muesli", "--env", "catch"]
+    surroundings = {**os.environ, "PODRACER_CACHE_DIR": str(tmp_path / "cache"), "PYTHONUNBUFFERED": "1"}
+    surroundings.pop("JAX_COMPILATION_CACHE_DIR", None)
+    process = subprocess.Popen(
+        [*command, "--actor-devices", "1", "--learner-devices", "1", "--run-dir", str(tmp_path / "run")],
+        env=surroundings,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        seen = ""
+        while "compiling" not in seen:
+            line = process.stdout.readline()
+            assert line, process.communicate()
+            seen += line
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - sent < 10
+        assert (process.returncode, err) == (130, "")
+        assert out == "stopped by SIGINT before the first update\n"
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("name", ["gymnasium/CartPole-v1"])
+def test_a_library_s_environment_is_killed_twice(name, capfd):
+    environment = registry.env(name).make()
+    pools, host = [], environment.host
+    environment.host = lambda *args: pools.append(host(*args)) or pools[-1]
+    runtime = build(environment, "sebulba.threads=1")
+    processes = []
+
+    def kill(number):
+        if number in (5, 10):
+            processes.extend(psutil.Process(process.popen.pid) for process in pools[-1]._workers)
+            processes[-1].kill()
+
+    runtime.at_update = kill
+    try:
+        metrics = run(runtime, 20)
+        assert metrics[-1]["restarts"][0] == 2
+        steps = sum((timestep.step_type[1:] != types.FIRST).sum() for _, timestep, _ in runtime.learned)
+        assert metrics[-1]["agent_steps"][0] == steps
+    finally:
+        runtime.close()
+    assert capfd.readouterr().err.count("gymnasium/CartPole-v1: environment") == 2
+    assert_ended(processes)
