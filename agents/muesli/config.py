@@ -159,7 +159,7 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
-    "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
+    "gymnasium/CartPole-v1": Preset(1_000_000, {**_CARTPOLE.overrides, "agent.decay_updates": 3125, "sebulba.sync": True}),
     # Many small gradient steps count for more here than replay does. Of the 18 actions only 6 differ.
     "atari_jax/pong": Preset(
         num_steps=18_000_000,
