@@ -70,7 +70,8 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     options: dict[str, Any] = {"fps": rate, "macro_block_size": _BLOCK, "ffmpeg_log_level": "error"}
     # Python code between fork and exec is not safe beside the threads of JAX and gRPC: ffmpeg's process died of it.
     os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
-    with imageio.get_writer(str(path), format="FFMPEG", **options) as writer:
+    writer: Any = imageio.get_writer(str(path), format="FFMPEG", **options)
+    with writer:
         for frame in frames:
             large = frame.repeat(scale, axis=0).repeat(scale, axis=1)
             writer.append_data(np.pad(large, pad, mode="edge"))  # the first one starts ffmpeg

@@ -22,6 +22,7 @@ from podracer.stores.reverb import (
     Table,
     Timeout,
     Unavailable,
+    Watch,
     install,
 )
 
@@ -311,3 +312,36 @@ def test_a_start_that_takes_too_long_is_ended(tmp_path):
     fake.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
     with pytest.raises(ServerDied, match="could not start: exit code 3; it said: broken"):
         ReverbServer(TABLES, environment=tmp_path)
+
+
+def test_a_table_whose_checkpoint_has_another_size_is_refused(tmp_path):
+    with ReverbServer([Table.uniform("replay", 10)], checkpoint_dir=tmp_path) as server, Client(server.address) as client:
+        client.checkpoint()
+    with pytest.raises(ReverbError, match=r"comes from a checkpoint in .* has max_size 10, not 20, .*: say 10, or use"):
+        ReverbServer([Table.uniform("replay", 20)], checkpoint_dir=tmp_path)
+    with ReverbServer([Table.uniform("replay", 10)], checkpoint_dir=tmp_path) as server:
+        assert server.alive()
+
+
+def test_a_watch_starts_a_dead_server_again_until_it_has_died_too_often(server, client):
+    again = []
+    watch = Watch(server, max_restarts=1, on_restart=lambda: again.append(server.pid))
+    try:
+        first = server.pid
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: again)
+        assert again[0] != first
+        assert client.server_info(10).tables
+        watch.check()
+        os.kill(server.pid, signal.SIGKILL)
+
+        def given_up():
+            try:
+                watch.check()
+            except ServerDied as died:
+                return "1 restarts were not enough" in str(died)
+
+        wait_for(given_up)
+        assert watch.num_restarts == 1
+    finally:
+        watch.close()

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from podracer.stores.reverb import install
+from podracer.stores.reverb.client import Client
 from podracer.stores.reverb.errors import ReverbError, ServerDied, Timeout
 from podracer.stores.reverb.tables import Table
 
 _SCRIPT = Path(__file__).with_name("server_script.py")
+_KEPT = ("max_size", "max_times_sampled", "samples_per_insert", "min_size_to_sample", "min_diff", "max_diff")
 _GRACE_S = 5.0  # between SIGTERM and SIGKILL; the script itself gives calls in progress 2 s
 
 
@@ -49,7 +51,7 @@ class ReverbServer:
           host: an IPv4 address to listen on; 0.0.0.0 is all interfaces.
           checkpoint_dir: where `Client.checkpoint` saves, and from where the newest checkpoint is loaded at the start. None
             is a temporary folder, which `close` removes. A table that comes from a checkpoint keeps the rate limiter and the
-            size that it was saved with, whatever `tables` says (a limitation of Reverb).
+            size that it was saved with, whatever `tables` says (a limitation of Reverb): where those differ it is refused.
           environment: the folder of `install.install`; None looks for it (`install.find`).
           start_timeout_s: seconds until it must listen.
 
@@ -57,6 +59,7 @@ class ReverbServer:
           NotInstalled: there is no environment for it.
           ServerDied: it ended before it listened: its text says why (a port that is taken, a checkpoint it cannot read).
           Timeout: it did not listen in time; it is ended.
+          ReverbError: a table of the checkpoint is not as `tables` has it.
         """
         names = [table.name for table in tables]
         if not names or len(set(names)) != len(names):
@@ -72,6 +75,8 @@ class ReverbServer:
         self._port = port
         try:
             self._start(start_timeout_s)
+            if checkpoint_dir is not None:
+                self._check_restored()
         except BaseException:
             self.close()
             raise
@@ -130,6 +135,18 @@ class ReverbServer:
             reason = answer.get("error") or f"exit code {self._process.returncode}{self._last_words()}"
             raise ServerDied(f"the Reverb server could not start: {' '.join(reason.split())}")
         self._port = int(answer["port"])
+
+    def _check_restored(self) -> None:
+        with Client(self.address) as client:
+            restored = client.server_info(_GRACE_S).tables
+        for table in self.tables:
+            for name in _KEPT:
+                have, want = getattr(restored[table.name], name), getattr(table, name)
+                if have != want:
+                    raise ReverbError(
+                        f"table {table.name!r} comes from a checkpoint in {self.checkpoint_dir} that has {name} {have:g}, not "
+                        f"{want:g}, and Reverb keeps what was saved: say {have:g}, or use another folder"
+                    )
 
     def alive(self) -> bool:
         """Whether the process runs."""
