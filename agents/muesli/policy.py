@@ -130,7 +130,8 @@ class Continuous(policies.SquashedGaussian, Policy):
     """Candidates are samples of the prior."""
 
     def __init__(self, action: specs.Array, config: Config):
-        super().__init__(action)
+        # Samples of the uniform prior, and the KL to it, hold a mean back that has no limit.
+        super().__init__(action, mean_limit=np.inf, min_std=0.01)
         if not (config.num_q_samples and config.num_kl_samples):
             raise ValueError("continuous actions need samples: set agent.num_q_samples and agent.num_kl_samples above 0")
         if config.beta_loo or config.policy_loss == "mpo":

@@ -91,15 +91,22 @@ class SquashedGaussian(Policy):
     """A diagonal Gaussian squashed by tanh into the bounds of the action. Haarnoja et al. 2018, appendix C (SAC),
     https://arxiv.org/abs/1801.01290.
 
-    Parameters are the mean and, before a softplus, the standard deviation. Densities are those of actions scaled to [-1, 1]:
-    ratios are what counts, and they do not depend on the scale.
+    Parameters are the mean, before `mean_limit * tanh(x / mean_limit)`, and the standard deviation, before a softplus.
+    Densities are those of actions scaled to [-1, 1]: ratios are what counts, and they do not depend on the scale.
     """
 
-    def __init__(self, action: specs.Array):
-        """Raises ValueError for actions that are not bounded floats."""
+    def __init__(self, action: specs.Array, mean_limit: float = 3.0, min_std: float = 0.1):
+        """Raises ValueError for actions that are not bounded floats.
+
+        Args:
+          mean_limit: of the Gaussian's mean. A policy gradient drives a mean without one (`inf`) to where tanh is 1 in float32:
+            all actions are then the bound itself, whose density says nothing, and learning ends there.
+          min_std: least standard deviation of the Gaussian.
+        """
         bounded = isinstance(action, specs.BoundedArray) and np.issubdtype(action.dtype, np.floating)
         if not (bounded and np.all(np.isfinite(action.minimum)) and np.all(np.isfinite(action.maximum))):
             raise ValueError(f"actions must be discrete, or continuous with finite bounds, not {action}")
+        self._mean_limit, self._min_std = mean_limit, min_std
         self._shape = tuple(action.shape)
         self._low = np.broadcast_to(action.minimum, self._shape).astype(np.float32)
         self._high = np.broadcast_to(action.maximum, self._shape).astype(np.float32)
@@ -110,7 +117,9 @@ class SquashedGaussian(Policy):
         import distrax
 
         mean, raw = jnp.split(parameters, 2, axis=-1)
-        return distrax.MultivariateNormalDiag(mean, jax.nn.softplus(raw) + 0.01)
+        if self._mean_limit < math.inf:
+            mean = self._mean_limit * jnp.tanh(mean / self._mean_limit)
+        return distrax.MultivariateNormalDiag(mean, jax.nn.softplus(raw) + self._min_std)
 
     def _squashed(self, parameters: Array) -> Any:
         import distrax

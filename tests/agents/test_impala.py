@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dm_env import specs
 
 from podracer import config, registry, types
 from podracer.agents.impala.agent import Impala
@@ -112,3 +113,47 @@ def test_evaluation_is_greedy_on_request():
 def test_a_value_network_of_its_own_is_for_feed_forward_agents():
     with pytest.raises(ValueError, match=r"set agent\.core\.kind=none"):
         make(**{"separate_value": True, "core.kind": "gru"})
+
+
+def continuous_agent(**overrides):
+    action = specs.BoundedArray((2,), np.float32, [-2.0, 0.0], [2.0, 1.0])
+    spec = types.EnvironmentSpec(name="line", observation=specs.Array((10, 5), np.float32), action=action)
+    return Impala(spec, config.override(Impala.Config(), {"torso.kind": "mlp", "torso.hidden": (8,), **overrides}))
+
+
+def acted(agent, params, trajectory):
+    """`trajectory` with what `agent` does at its time steps."""
+    keys = jax.random.split(jax.random.key(1), trajectory.actor_output.log_prob.shape)
+    timestep = jax.tree.map(lambda x: x[:-1], trajectory.timestep)
+    act = jax.vmap(lambda t, k: agent.act(params, (), t, k, Mode.TRAIN)[0])
+    return trajectory.replace(actor_output=act(timestep, keys))
+
+
+def test_continuous_actions_lie_in_bounds_and_ratios_are_one_on_policy():
+    agent = continuous_agent()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    trajectory = acted(agent, state.params, unroll([FIRST, MID, LAST, FIRST, MID, MID], [1, 1, 0, 1, 1, 1]))
+    action, log_prob = trajectory.actor_output.action, trajectory.actor_output.log_prob
+    assert action.shape == (5, 2, 2)
+    assert np.all((action >= np.array([-2.0, 0.0])) & (action <= np.array([2.0, 1.0])))
+    parameters = agent._net.apply(state.params, trajectory.timestep, ())[0][0]
+    np.testing.assert_allclose(agent._policy.log_prob(parameters[:-1], action), log_prob, atol=1e-4)
+    assert all(np.any(x != 0) for x in jax.tree.leaves(gradient(agent, trajectory, state)["policy"]))
+
+
+def test_greedy_evaluation_takes_the_middle_of_a_continuous_policy():
+    agent = continuous_agent(greedy_evaluation=True)
+    params = jax.jit(agent.init)(jax.random.key(0)).params
+    timestep = jax.tree.map(lambda x: x[0], unroll([MID] * 6, [1] * 6).timestep)
+    actions = [agent.act(params, (), timestep, jax.random.split(jax.random.key(i), 2), Mode.EVALUATE)[0].action for i in (0, 1)]
+    np.testing.assert_array_equal(*actions)
+
+
+@pytest.mark.parametrize("behaviour", [-1e3, 1e3])
+def test_ratios_of_any_size_leave_gradients_finite(behaviour):
+    agent = continuous_agent()
+    state = jax.jit(agent.init)(jax.random.key(0))
+    trajectory = acted(agent, state.params, unroll([FIRST, MID, LAST, FIRST, MID, MID], [1, 1, 0, 1, 1, 1]))
+    output = trajectory.actor_output
+    trajectory = trajectory.replace(actor_output=output.replace(log_prob=jnp.full_like(output.log_prob, behaviour)))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient(agent, trajectory, state)))

@@ -150,6 +150,13 @@ def test_muesli_reaches_with_continuous_actions():
     assert trained.before < -1.2  # the control: what the policy does before it has learned much
 
 
+def test_impala_reaches_with_continuous_actions():
+    settings = ("agent.discount=0.9", "agent.entropy_cost=0.001")
+    learned = train("impala", f"{__name__}:REACH", 400, *settings).after
+    assert train("impala", f"{__name__}:REACH", 400, *settings, "agent.learning_rate=0").after < -2.0
+    assert learned > -1.0
+
+
 def score_against_random(agent, environment, params, num_games):
     """The mean of 1, 0 and -1 for games won, drawn and lost; the agent begins every other game."""
     keys = jax.random.split(jax.random.key(0), num_games)
