@@ -53,13 +53,19 @@ class Recording(Sebulba):
     def __init__(self, *args):
         super().__init__(*args)
         self.learned, self.at_update = [], lambda number: None
+        self._taken, self._get, self._learn = None, self._handover.get, self._program
+        self._handover.get, self._program = self._recorded_get, self._recorded_program
 
-    def _next(self, number, *args):
-        self.at_update(number)
-        unroll, ticket = super()._next(number, *args)
-        if unroll is not None:
-            self.learned.append((unroll.actor, jax.device_get(unroll.trajectory.timestep), unroll.counts))
-        return unroll, ticket
+    def _recorded_get(self, timeout):
+        found = self._get(timeout)
+        self._taken = found and found[1]
+        return found
+
+    def _recorded_program(self, state, trajectory, *args):
+        self.at_update(len(self.learned))
+        assert trajectory is self._taken.trajectory
+        self.learned.append((self._taken.actor, jax.device_get(trajectory.timestep), self._taken.counts))
+        return self._learn(state, trajectory, *args)
 
 
 def build(environment, *settings):
@@ -73,7 +79,8 @@ def check_counts(learned, metrics):
     """No step is missing within an unroll, none is there twice, and all that were learned from are counted once."""
     expected = {"agent_steps": 0, "episodes": 0}
     for _, steps, counts in learned:
-        kind, (_, count, life) = steps.step_type, np.moveaxis(steps.observation, -1, 0)
+        kind, (number, count, life) = steps.step_type, np.moveaxis(steps.observation, -1, 0)
+        assert (number == number[0]).all()
         assert (np.diff(life, axis=0) == 1).all()
         np.testing.assert_array_equal(count, life % 10)
         np.testing.assert_array_equal(kind == types.FIRST, count == 0)
@@ -86,16 +93,18 @@ def check_counts(learned, metrics):
         assert sum(call[name][0] for call in metrics) == value
 
 
-def num_lives(learned):
-    """How many actors these unrolls are of, restarted ones counted anew, if they go on where the one before ended."""
-    num, before = 0, {}
+def lives(learned):
+    """How many actors these unrolls are of, restarted ones counted anew, and how many unrolls are missing between them."""
+    num, num_missing, ends = 0, 0, {}
     for actor, steps, _ in learned:
         life = steps.observation[..., 2]
-        if not (actor in before and np.array_equal(life[0], before[actor])):
-            assert (life[0] == 0).all()
-            num += 1
-        before[actor] = life[-1]
-    return num
+        if actor not in ends or life[0, 0] < ends[actor]:
+            ends[actor], num = 0, num + 1
+        missing, rest = divmod(int(life[0, 0]) - ends[actor], UNROLL)
+        assert rest == 0
+        num_missing += missing
+        ends[actor] = int(life[-1, 0])
+    return num, num_missing
 
 
 def run(runtime, *calls, enough=lambda: True):
@@ -124,10 +133,11 @@ def test_a_killed_environment_costs_one_unroll(capfd):
     runtime.at_update = lambda number: number == 12 and environment.processes[1].kill()
     try:
         # The other actor goes on alone, until the new one's processes have started.
-        metrics = run(runtime, 1, 29, enough=lambda: num_lives(runtime.learned) == 3)
+        metrics = run(runtime, 1, 29, enough=lambda: lives(runtime.learned)[0] == 3)
     finally:
         runtime.close()
     assert metrics[-1]["restarts"][0] == 1
+    assert lives(runtime.learned)[1] <= metrics[-1]["stale"][0]  # a new actor may be slow to deliver its first
     check_counts(runtime.learned, metrics)
     assert "killed by signal 9: its unroll is discarded" in capfd.readouterr().err
     assert len(environment.processes) == 6
@@ -146,7 +156,7 @@ def test_an_environment_that_hangs_is_replaced(tmp_path, capfd):
         runtime.close()
     assert not hangs.exists()
     assert metrics[-1]["restarts"][0] >= 1
-    assert num_lives(runtime.learned) == 2
+    assert lives(runtime.learned) == (2, 0)
     check_counts(runtime.learned, metrics)
     assert f"environment 1 took longer than {timeout} s" in capfd.readouterr().err
     assert_ended(environment.processes)
