@@ -184,7 +184,6 @@ def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
         watcher = runtime._program = Watcher(runtime._program)
         state, _ = runtime.run(runtime.init(), 1)
         exchange = runtime._handover
-        exchange._watch._max_restarts = 100_000
         faults = Faults(exchange.address, exchange.server, every, seed)
         process, samples, sums = psutil.Process(), [], collections.Counter({"updates": 1})
         sums["agent_steps"] = watcher.num_steps

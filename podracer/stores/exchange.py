@@ -32,6 +32,7 @@ JOB, PARAMETERS, TICKETS, UNROLLS, OVER = "job", "parameters", "tickets", "unrol
 _SLICE_S = 1.0  # of a wait that looks now and then whether it is still wanted
 _HELD_S = 0.5  # seconds that the server may hold a request; also how long an end may take
 _FAREWELL_S = 1.0
+_DEAD_S = 60.0  # longer than it takes to start the server again
 _REMEMBERED = 1000  # replaced tickets whose unroll may still come
 
 
@@ -59,6 +60,7 @@ class Exchange:
         max_in_flight: int,
         receive: Callable[[Any], Any],
         timeout: float,
+        max_restarts: int = 10,
         host: str = "127.0.0.1",
         port: int = 0,
         replay: Table | None = None,
@@ -72,6 +74,7 @@ class Exchange:
           max_in_flight: unrolls that may be begun and not yet learned from.
           receive: is given each unroll, on the host, in a thread of the exchange; what it returns is what `get` returns.
           timeout: seconds after which a ticket that was taken and did not come back is replaced.
+          max_restarts: of the server.
           host, port: to listen on; port 0 takes a free one.
           replay: a further table. folder: where it is saved, and from where it is restored.
 
@@ -102,10 +105,10 @@ class Exchange:
         ]
         self.server = ReverbServer([*tables, *([replay] if replay else [])], host=host, port=port, checkpoint_dir=folder)
         try:
-            self.client = Client(self.server.address)
+            self.client = Client(self.server.address, timeout_s=_DEAD_S)
             self._writer = self.client.writer(max_in_flight=4 * max_in_flight + 16)
             self._sampler = self.client.sampler(UNROLLS, prefetch=max_in_flight + 1, rate_limiter_timeout_s=_HELD_S)
-            self._watch = Watch(self.server, on_restart=self._begin_again)
+            self._watch = Watch(self.server, max_restarts, self._begin_again)
         except BaseException:
             self.server.close()
             raise

@@ -74,7 +74,7 @@ def test_an_agent_that_forgets_its_priorities_is_told(monkeypatch):
 
 
 def test_replay_by_priority_over_reverb(server):
-    runtime = build(Sebulba, PRIORITIZED, (*REVERB, *SYNC))
+    runtime = build(Sebulba, PRIORITIZED, (*REVERB, *SYNC, "sebulba.actor_devices=1", "sebulba.learner_devices=2"))
     state, _ = runtime.run(runtime.init(), 1)
     try:
         state, metrics = runtime.run(state, 9)

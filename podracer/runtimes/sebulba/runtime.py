@@ -1,7 +1,7 @@
 """Sebulba as a runtime: `init` once, then `run` as often as wanted, as with Anakin; the actors live beside it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from jax.sharding import PartitionSpec as P
 from podracer import rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
-from podracer.ops import columns
 from podracer.plan import Plan
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
-from podracer.runtimes.sebulba.actor import ACTIVITIES, COUNTS, Unroll
+from podracer.runtimes.sebulba.actor import Unroll
 from podracer.runtimes.sebulba.crew import Crew, example
+from podracer.runtimes.sebulba.hub import Hub
 from podracer.runtimes.sebulba.parameters import Parameters
 from podracer.runtimes.sebulba.supervisor import ActorsFailed, Supervisor
+from podracer.runtimes.sebulba.tally import Tally
 from podracer.stores import ring
 from podracer.stores.handover import Handover
 from podracer.stores.reverb import ReverbError
@@ -93,8 +94,7 @@ class Sebulba:
         self._program, self._check = jax.jit(update, donate_argnums=0), jax.jit(check)
         self._parameters = Parameters(self.actor_devices)
         self._handover: Any = Handover(self.actors.max_lag + 1)
-        self._own_end: Any = None
-        self._replay: Any = None
+        self._hub: Hub | None = None
         self._supervisor: Supervisor | None = None
         self._num_stale = 0
         self._failure: ActorsFailed | None = None
@@ -125,27 +125,29 @@ class Sebulba:
             self._supervisor = self._start(state, first)
         if self._failure is not None:
             raise self._failure
-        tally = _Tally()
+        tally = Tally()
         sums: Any = None
         for number in range(first, first + num_updates):
             try:
-                unroll, ticket = self._next(number, tally)
-                drawn = self._draw(tally) if unroll is not None and self._external else None
-            except ActorsFailed as error:
-                if number == first:
-                    raise
-                self._failure = error  # at the next call: the caller has to get the state of this one first
+                found = self._next(number, tally)
+                if found is None:
+                    break
+                unroll, ticket, drawn = found
+                state, metrics, priorities = self._program(state, unroll.trajectory, self._on_learner(drawn))
+                sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+                tally.add(unroll, number - unroll.version, len(self._handover))
+                self._publish(number + 1, self.agent.actor_params(state.train_state))
+                if drawn is not None and self.plan.priority_exponent:
+                    assert self._hub is not None
+                    self._hub.prioritize(unroll, drawn, *jax.device_get(priorities))
+                jax.block_until_ready(state.num_updates)
+                self._handover.cancel(ticket)  # learned from: no longer under way
+            except (ActorsFailed, ReverbError) as error:
+                failure = error if isinstance(error, ActorsFailed) else ActorsFailed(f"nothing arrives any more: {error}")
+                if not tally.lags:
+                    raise failure from error
+                self._failure = failure  # at the next call: the caller has to get the state of this one first
                 break
-            if unroll is None or (self._external and drawn is None):
-                break
-            state, metrics, priorities = self._program(state, unroll.trajectory, self._to_learner(drawn))
-            sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
-            self._publish(number + 1, self.agent.actor_params(state.train_state))
-            if drawn is not None and self.plan.priority_exponent:
-                self._prioritize(unroll, drawn, *jax.device_get(priorities))
-            jax.block_until_ready(state.num_updates)
-            self._handover.cancel(ticket)  # learned from: no longer under way
-            tally.add(unroll, number - unroll.version, len(self._handover))
         return state, self._metrics(state, sums, tally)
 
     def train_state(self, state: SebulbaState, seed_index: int = 0) -> TrainState:
@@ -160,8 +162,8 @@ class Sebulba:
 
     def checkpoint(self, state: SebulbaState) -> Any:
         """What a checkpoint must hold: everything but the environments. A replay outside is saved by now, in `folder`."""
-        if self._replay is not None:
-            self._handover.save()
+        if self._hub is not None:
+            self._hub.save()
         return state
 
     def restore(self, saved: Any) -> SebulbaState:
@@ -182,9 +184,8 @@ class Sebulba:
         """Ends the actors and their environments, and the server where there is one."""
         if self._supervisor is not None:
             self._supervisor.stop(_STOP_SECONDS)
-        for end in (self._own_end, self._replay):
-            if end is not None:
-                end.close()
+        if self._hub is not None:
+            self._hub.close()
         self._handover.close()
 
     # The learner's side.
@@ -210,67 +211,51 @@ class Sebulba:
         state = state.replace(train_state=train_state, replay=replay, num_updates=state.num_updates + 1)
         return state, jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), metrics), priorities
 
-    def _draw(self, tally: "_Tally") -> Any:
-        """What the update learns from besides the online unroll, from a replay outside; None to stop."""
+    def _next(self, number: int, tally: Tally) -> tuple[Unroll, Any, Any] | None:
+        """What update `number` learns from: an unroll that is fresh enough, its ticket, and a draw from a replay outside.
+
+        None to stop.
+        """
         started = time.monotonic()
+        unroll: Unroll | None = None
+        ticket: Any = None
         while not self.should_stop():
-            try:
-                self._handover.check()
-                drawn = self._replay.get(_POLL_SECONDS)
-            except ReverbError as error:
-                raise ActorsFailed(f"replay cannot be read any more: {error}") from error
-            if drawn is not None:
+            assert self._supervisor is not None
+            self._supervisor.check()
+            if time.monotonic() - started > self.actors.patience:
+                raise ActorsFailed(self._impatience(time.monotonic() - started))
+            if unroll is None:
+                found = self._handover.get(_POLL_SECONDS)
+                if found is None:
+                    continue
+                ticket, unroll = found
+                if number - unroll.version > self.actors.max_lag:
+                    self._handover.cancel(ticket)
+                    self._num_stale += 1
+                    unroll = None
+                    continue
+            drawn = self._hub.draw(_POLL_SECONDS) if self._hub is not None and self._external else None
+            if drawn is not None or not self._external:
                 tally.waited += time.monotonic() - started
-                return drawn
-            self._check_patience(time.monotonic() - started)
+                return unroll, ticket, drawn
         return None
 
-    def _to_learner(self, drawn: Any) -> Trajectory | None:
-        """A draw on the learner devices."""
-        if drawn is None:
+    def _impatience(self, waited: float) -> str:
+        assert self._supervisor is not None
+        own = self._supervisor.waiting_for() or "there are none in this process, and none has joined or all have left"
+        return f"the learner waited {waited:.0f} s (sebulba.patience) for an unroll from actors: {own}"
+
+    def _on_learner(self, drawn: Any) -> Trajectory | None:
+        if drawn is None or self._hub is None:
             return None
-        unrolls = drawn.unrolls.replace(importance=drawn.importance if self.plan.priority_exponent else ())
-        return jax.device_put(unrolls, NamedSharding(self.mesh, P(None, AXIS)))
-
-    def _prioritize(self, unroll: Unroll, drawn: Any, online: np.ndarray, replayed: np.ndarray) -> None:
-        """Tells the replay outside the priorities `[updates_per_unroll, columns]` of online and of replayed columns."""
-        for keys, priorities in zip(drawn.keys, replayed, strict=True):
-            self._replay.prioritize(keys, priorities)
-        self._replay.prioritize(list(unroll.replay_keys), online[-1])
-
-    def _next(self, number: int, tally: "_Tally") -> tuple[Unroll | None, Any]:
-        """The next unroll that is fresh enough for update `number`, and its ticket; None to stop."""
-        assert self._supervisor is not None
-        started = time.monotonic()
-        while not self.should_stop():
-            self._supervisor.check()
-            try:
-                found = self._handover.get(_POLL_SECONDS)
-            except ReverbError as error:
-                raise ActorsFailed(f"no unrolls arrive any more: {error}") from error
-            if found is None:
-                self._check_patience(time.monotonic() - started)
-                continue
-            ticket, unroll = found
-            if number - unroll.version <= self.actors.max_lag:
-                tally.waited += time.monotonic() - started
-                return unroll, ticket
-            self._handover.cancel(ticket)
-            self._num_stale += 1
-        return None, None
-
-    def _check_patience(self, waited: float) -> None:
-        assert self._supervisor is not None
-        if waited > self.actors.patience:
-            own = self._supervisor.waiting_for() or "there are none in this process, and none has joined or all have left"
-            raise ActorsFailed(f"the learner waited {waited:.0f} s (sebulba.patience) for an unroll from actors: {own}")
+        return self._hub.to_learner(drawn, NamedSharding(self.mesh, P(None, AXIS)))
 
     def _publish(self, number: int, params: Params) -> None:
         self._parameters.publish(number, params)
-        if self.actors.store == "reverb":
-            self._handover.publish(number, params, wait=self.actors.max_lag == 0)
+        if self._hub is not None:
+            self._hub.exchange.publish(number, params, wait=self.actors.max_lag == 0)
 
-    def _metrics(self, state: SebulbaState, sums: Any, tally: "_Tally") -> dict[str, np.ndarray]:
+    def _metrics(self, state: SebulbaState, sums: Any, tally: Tally) -> dict[str, np.ndarray]:
         num = len(tally.lags)
         finite, drifted = self._check(state.train_state.params)
         if bool(drifted):
@@ -279,7 +264,7 @@ class Sebulba:
         values |= tally.values(self.actors.max_lag)
         values |= {"updates": num, "finite": np.asarray(finite), "stale": self._num_stale}
         values["restarts"] = self._supervisor.num_restarts if self._supervisor else 0
-        values["server_restarts"] = self._handover.num_restarts if self.actors.store == "reverb" and self._supervisor else 0
+        values["server_restarts"] = self._hub.exchange.num_restarts if self._hub else 0
         return {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
 
     # The actors' side.
@@ -303,48 +288,11 @@ class Sebulba:
         handover: Any = self._handover
         deliver: Callable[[Trajectory], Any] = self._deliver
         if actors.store == "reverb":
-            handover, deliver = self._open_exchange(num_updates, params), jax.device_get
+            self._hub = Hub(plan, *self._example(), self.job, self.folder, self._deliver)
+            self._handover, handover, deliver = self._hub.exchange, self._hub.outbox, jax.device_get
+            self._hub.exchange.publish(num_updates, params, wait=True)
+            print(f"actors may join: podracer actor --connect {self._hub.joining}", flush=True)
         return crew.start(num_updates, lambda device, _: self._parameters.newest(device), handover, deliver)
-
-    def _open_exchange(self, num_updates: int, params: Params) -> Any:
-        """Starts the server and returns the end of it for this process's own actors."""
-        from podracer.runtimes.sebulba import remote
-        from podracer.stores import replay
-        from podracer.stores.exchange import Exchange, Remote
-
-        plan, (trajectory, _) = self.plan, self._example()
-        one = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(columns.batch_major, trajectory)
-        )
-        capacity = plan.replay_length * plan.num_envs
-        host, _, port = self.actors.listen.rpartition(":")
-
-        def receive(tree: Any) -> Unroll:
-            online = tree["trajectory"]
-            keys = () if self._replay is None else self._replay.insert(columns.batch_major(online))
-            return remote.unpack(tree, self._deliver(online), keys)
-
-        exchange = Exchange(
-            unroll=remote.packed_example(trajectory),
-            params=params,
-            job=self.job,
-            max_in_flight=self.actors.max_lag + 1,
-            receive=receive,
-            timeout=self.actors.timeout,
-            host=host,
-            port=int(port),
-            replay=replay.table(one, capacity, plan.priority_exponent) if capacity else None,
-            folder=self.folder / "reverb" if self.folder and capacity else None,
-        )
-        self._handover = exchange
-        if capacity:
-            self._replay = replay.Replay(exchange.client, one, plan.updates_per_unroll, plan.num_envs * plan.replay_per_env)
-        exchange.start()
-        exchange.publish(num_updates, params, wait=True)
-        print(f"actors may join: podracer actor --connect {host}:{exchange.server.port}", flush=True)
-        self._own_end = Remote(exchange.address)
-        self._own_end.expect(remote.packed_example(trajectory), params)
-        return remote.Outbox(self._own_end)
 
     def _deliver(self, trajectory: Trajectory) -> Trajectory:
         """Cuts a trajectory along its batch and moves each piece from the actor device to its learner device."""
@@ -357,49 +305,6 @@ class Sebulba:
 
     def _shardings(self) -> SebulbaState:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
-
-
-class _Tally:
-    """What one call of `run` adds up."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.waited = 0.0
-        self.lags: list[int] = []
-        self._actors: set[int] = set()
-        self._queue: list[int] = []
-        self._counts = dict.fromkeys(COUNTS, 0.0)
-        self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
-
-    def add(self, unroll: Unroll, lag: int, queue: int) -> None:
-        """Adds an unroll that was learned from."""
-        self.lags.append(lag)
-        self._actors.add(unroll.actor)
-        self._queue.append(queue)
-        _add(self._counts, unroll.counts)
-        _add(self._seconds, unroll.seconds)
-
-    def values(self, max_lag: int) -> dict[str, Any]:
-        """The metrics of it."""
-        values: dict[str, Any] = dict(self._counts)
-        for name in ("episode_return", "episode_length"):
-            values[name] = values[name] / values["episodes"] if values["episodes"] else np.nan
-        acted = sum(self._seconds.values())
-        for name, seconds in self._seconds.items():
-            values[f"actor_{name}"] = seconds / acted if acted else np.nan
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        values |= {"learner_wait": self.waited / elapsed, "learner_update": 1 - self.waited / elapsed}
-        values["actors"] = len(self._actors)
-        values["lag"] = float(np.mean(self.lags)) if self.lags else np.nan
-        values["lag_max"] = max(self.lags, default=0)
-        values["lag_histogram"] = np.bincount(self.lags, minlength=max_lag + 1) / max(len(self.lags), 1)
-        values["queue"] = float(np.mean(self._queue)) if self._queue else np.nan
-        return values
-
-
-def _add(into: dict[str, float], more: Mapping[str, float]) -> None:
-    for name, value in more.items():
-        into[name] += value
 
 
 def _num_bytes(tree: Any) -> int:

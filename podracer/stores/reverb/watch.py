@@ -10,8 +10,8 @@ from podracer.stores.reverb.server import ReverbServer
 
 _POLL_S = 0.2
 _BACKOFF_S = 0.5  # before the second start in a row, doubled before each further one
-_LONGEST_BACKOFF_S = 30.0
-_STEADY_S = 60.0  # a server that lived so long begins a new row
+_LONGEST_BACKOFF_S = 10.0
+_STEADY_S = 10.0  # a server that lived so long begins a new row
 
 
 class Watch:
