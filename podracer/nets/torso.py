@@ -2,7 +2,8 @@
 
 Images are `[..., H, W, C]` uint8 and are scaled to [0, 1] on the device. On a CPU, XLA's convolutions are slow, above all
 their gradients inside a scan, so `Conv` there takes a form of the same sum made of matrix products;
-parameters and results are those of the ordinary convolution.
+parameters and results are those of the ordinary convolution. There too, learning is fastest on few frames at a time, some
+20 to 80, whose columns fit the caches: see `DataSpec.microbatch`.
 """
 
 import dataclasses
@@ -68,9 +69,9 @@ def make_torso(spec: EnvironmentSpec, config: TorsoConfig) -> Torso:
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[config.activation]
 
     def torso(observation: Any) -> Array:
-        inputs = [as_float(x) for x in jax.tree.leaves(_visible(observation))]
+        inputs = jax.tree.leaves(_visible(observation))
         if kind == "mlp":
-            x = jnp.concatenate([x.reshape(x.shape[0], -1) for x in inputs], axis=-1)
+            x = jnp.concatenate([as_float(x).reshape(x.shape[0], -1) for x in inputs], axis=-1)
         else:
             x = convolve(inputs[0], config.channel_scale)  # type: ignore[operator]
             x = x.reshape(x.shape[0], -1)
@@ -102,7 +103,7 @@ def _visible(observation: Any) -> Any:
 
 
 class Conv(hk.Module):
-    """2-D convolution over `[B, H, W, C]`, parameters `w` `[K, K, C, O]` and `b` `[O]` as in `hk.Conv2D`."""
+    """2-D convolution over `as_float` of `[B, H, W, C]`, parameters `w` `[K, K, C, O]` and `b` `[O]` as in `hk.Conv2D`."""
 
     def __init__(
         self, channels: int, kernel: int, stride: int = 1, padding: Literal["SAME", "VALID"] = "VALID", name: str | None = None
@@ -113,22 +114,23 @@ class Conv(hk.Module):
     def __call__(self, x: Array) -> Array:
         fan_in = self.kernel**2 * x.shape[-1]
         init = hk.initializers.TruncatedNormal(1.0 / math.sqrt(fan_in))
-        w = hk.get_parameter("w", (self.kernel, self.kernel, x.shape[-1], self.channels), x.dtype, init)
-        b = hk.get_parameter("b", (self.channels,), x.dtype, jnp.zeros)
+        w = hk.get_parameter("w", (self.kernel, self.kernel, x.shape[-1], self.channels), jnp.float32, init)
+        b = hk.get_parameter("b", (self.channels,), jnp.float32, jnp.zeros)
         form = conv_by_matmul if jax.default_backend() == "cpu" else conv_by_xla
         return form(x, w, self.stride, self.padding) + b
 
 
 def conv_by_xla(x: Array, w: Array, stride: int, padding: str) -> Array:
-    """`[B, H, W, C]` with `[K, K, C, O]`, by XLA's own convolution."""
-    return jax.lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    """`as_float` of `[B, H, W, C]` with `[K, K, C, O]`, by XLA's own convolution."""
+    return jax.lax.conv_general_dilated(as_float(x), w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def conv_by_matmul(x: Array, w: Array, stride: int, padding: str) -> Array:
     """The same numbers as `conv_by_xla`, as columns and ONE matrix product.
 
     A kernel whose side is a multiple of its stride is first rearranged: blocks of stride x stride pixels become channels,
-    which leaves a stride of 1 and fewer, larger columns.
+    which leaves a stride of 1 and fewer, larger columns. Bytes stay bytes until they lie in their columns: a quarter of the
+    memory to move about.
     """
     kernel = w.shape[0]
     if padding == "SAME":
@@ -149,8 +151,10 @@ def conv_by_matmul(x: Array, w: Array, stride: int, padding: str) -> Array:
         for i in range(kernel)
         for j in range(kernel)
     ]
-    matrix = jnp.concatenate(columns, axis=-1).reshape(batch * out_h * out_w, kernel * kernel * channels)
-    return (matrix @ w.reshape(-1, w.shape[-1])).reshape(batch, out_h, out_w, w.shape[-1])
+    matrix = as_float(jnp.concatenate(columns, axis=-1)).reshape(batch * out_h * out_w, kernel * kernel * channels)
+    # The gradient of a matrix `[O, K]` takes XLA half the time of that of `[K, O]`; without the barrier they become one.
+    w_t = jax.lax.optimization_barrier(w.reshape(-1, w.shape[-1]).T)
+    return jnp.einsum("pk,ok->po", matrix, w_t).reshape(batch, out_h, out_w, w.shape[-1])
 
 
 def _space_to_depth(x: Array, w: Array, kernel: int, block: int) -> tuple[Array, Array]:

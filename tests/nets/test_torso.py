@@ -26,6 +26,18 @@ def test_conv_by_matmul_is_the_convolution(kernel, stride, size, padding):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, reference)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(8, 4, "VALID"), (3, 1, "SAME")])
+def test_images_are_scaled_in_both_forms(kernel, stride, padding, dtype):
+    x = jax.random.randint(jax.random.key(0), (3, 20, 20, 4), 0, 256).astype(dtype)
+    w = jax.random.normal(jax.random.key(1), (kernel, kernel, 4, 7)) / kernel
+    expected = torso.conv_by_xla(torso.as_float(x), w, stride, padding)
+    for form in (torso.conv_by_matmul, torso.conv_by_xla):
+        out = form(x, w, stride, padding)
+        assert out.dtype == jnp.float32
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
 def _spec(observation):
     return EnvironmentSpec(name="test", observation=observation, action=specs.DiscreteArray(3))
 
