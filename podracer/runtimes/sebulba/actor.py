@@ -125,11 +125,11 @@ class Actor:
         """
         self.note("inference")
         key = jax.device_put(self._keys(self._num_unrolls), self._device)
-        timestep = jax.device_put(self._timestep, self._device)
-        trajectory = self._acting.begin(version.params, self._actor_state, timestep, key)
+        # Time steps go to the device as arguments of the programs: for small ones a `device_put` costs more than acting does.
+        trajectory = self._acting.begin(version.params, self._actor_state, self._timestep, key)
         for t in range(self._acting.unroll_length):
             action, self._actor_state, trajectory = self._acting.step(
-                version.params, self._actor_state, trajectory, timestep, key, np.int32(t)
+                version.params, self._actor_state, trajectory, self._timestep, key, np.int32(t)
             )
             action = np.asarray(action)
             self.note("environment")
@@ -137,9 +137,8 @@ class Actor:
             check_finite(self.environment.spec.name, self._timestep, np.arange(self.environment.num_envs))
             self._totals.add(self._timestep)
             self.note("inference")
-            timestep = jax.device_put(self._timestep, self._device)
         self.note("transfer")
-        delivered = self._deliver(self._acting.finish(trajectory, timestep, np.int32(version.number)))
+        delivered = self._deliver(self._acting.finish(trajectory, self._timestep, np.int32(version.number)))
         jax.block_until_ready(delivered)
         self.note("queue")
         self._num_unrolls += 1
