@@ -52,7 +52,8 @@ def run(runtime, *calls):
     [
         pytest.param("impala", (), marks=pytest.mark.slow),
         ("impala", ("agent.core.kind=lstm", "anakin.minibatches=2")),
-        pytest.param("muesli", MUESLI, marks=pytest.mark.slow),
+        # Adam makes much of what rounding does to the least gradients: up to a twentieth of the learning rate here.
+        pytest.param("muesli", (*MUESLI, "agent.learning_rate=1e-4"), marks=pytest.mark.slow),
         ("muesli", (*MUESLI, "agent.core.kind=gru", "agent.replay_share=0.5")),
     ],
 )
