@@ -232,9 +232,11 @@ class Exchange:
             return  # the watch sees to it
         with self._lock:
             for ticket in lost:
+                if not ticket.valid or ticket.number not in self._open:
+                    continue
                 if tables[TICKETS].current_size or tables[UNROLLS].current_size:
                     self._open[ticket.number] = (ticket, now)  # nobody has come to take it, or it is on its way
-                elif ticket.valid and ticket.number in self._open:
+                else:
                     self._replace(ticket.number)
 
     def _begin_again(self) -> None:

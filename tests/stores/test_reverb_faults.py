@@ -345,3 +345,23 @@ def test_a_watch_starts_a_dead_server_again_until_it_has_died_too_often(server, 
         assert watch.num_restarts == 1
     finally:
         watch.close()
+
+
+def test_a_server_that_dies_while_it_is_made_ready_again_is_restarted_once_more(server, client):
+    calls = []
+
+    def on_restart():
+        calls.append(server.pid)
+        if len(calls) == 1:
+            server.kill()
+            raise Unavailable("it was there a moment ago")
+
+    watch = Watch(server, on_restart=on_restart)
+    try:
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: len(calls) == 2)
+        watch.check()
+        assert client.server_info(10).tables
+        assert watch.num_restarts == 2
+    finally:
+        watch.close()

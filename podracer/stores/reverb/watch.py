@@ -24,7 +24,8 @@ class Watch:
         """Args:
         server: to watch.
         max_restarts: after which a death is final.
-        on_restart: called in the watch's thread whenever the server listens again; what it raises is final too.
+        on_restart: called in the watch's thread whenever the server listens again. A ReverbError that it raises is final
+          too, unless the server has died once more.
         """
         self._server, self._max_restarts, self._on_restart = server, max_restarts, on_restart
         self._closing = threading.Event()
@@ -68,7 +69,7 @@ class Watch:
             except ReverbError as error:
                 if self._closing.is_set():
                     return
-                if not isinstance(error, ServerDied):
+                if self._server.alive():  # else it has died once more
                     self._failure = error
                     return
             lived_from = time.monotonic()
