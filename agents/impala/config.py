@@ -81,7 +81,7 @@ def presets() -> Mapping[str, Preset]:
                 "agent.trace_decay": 0.9,
                 "agent.learning_rate": 2e-3,
                 "agent.decay_updates": 5000,
-                "agent.entropy_cost": 0.1,
+                "agent.entropy_cost": 0.4,
                 "agent.separate_value": True,
                 "agent.torso.hidden": (128, 128),
                 "anakin.num_envs": 8,
