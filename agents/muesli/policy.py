@@ -130,7 +130,7 @@ class Continuous(policies.SquashedGaussian, Policy):
     """Candidates are samples of the prior."""
 
     def __init__(self, action: specs.Array, config: Config):
-        # Samples of the uniform prior, and the KL to it, hold a mean back that has no limit.
+        # Of the distribution that Muesli's results so far are of; whether it gains from a limit was not tried.
         super().__init__(action, mean_limit=np.inf, min_std=0.01)
         if not (config.num_q_samples and config.num_kl_samples):
             raise ValueError("continuous actions need samples: set agent.num_q_samples and agent.num_kl_samples above 0")
