@@ -38,7 +38,7 @@ class SebulbaConfig:
       other processes (`podracer actor`).
     max_lag: updates that may lie between the parameters that acted and the update that learns from it.
     sync: acting and learning take turns, with one actor and no lag; the result does not depend on timing.
-    env_timeout: seconds that a step of an actor's environments may take. max_restarts: of actors, and of the server of `reverb`,
+    env_timeout: seconds that a step of an actor's environments may take. max_restarts: of actors, and of `reverb`'s server,
       before the run gives up.
     patience: seconds that the learner waits for an unroll, before the run gives up.
     store: where unrolls and replay wait: `queue`, references within this process and replay on the learner's devices; or
