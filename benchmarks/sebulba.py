@@ -7,7 +7,9 @@ a time (lag 0 is `sebulba.sync`, in turns); `pixels` is IMPALA with the Nature C
 The bare parts, each alone on the same cores and over the same batch and unroll: stepping the environments of one actor with
 given actions; acting on a given time step; one update on a given unroll. `share` is the sum of their times over the time of
 the whole. A part alone may use every core, so 1 means that the cores never waited, and that threads, queues and transfers cost
-nothing. Whole and parts take turns within each round, while the actors wait; figures are medians over rounds.
+nothing. Whole and parts take turns within each round, while the actors wait; figures are medians over rounds. On a machine
+that others use, `cpu_us_per_step` says more than the rate: CPU time of this process, without environments in processes of
+their own.
 
 `--peer PYTHON` also runs Sample Factory's own command on the work of `pixels` (APPO, which learns from each step once, as here)
 in turn with ours: PYTHON is that of an environment with sample-factory 2.1.1, where `PongNoFrameskip-v4` is registered.
@@ -18,6 +20,7 @@ import json
 import os
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -32,6 +35,7 @@ surroundings.prepare()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 
 from podracer import config, rng  # noqa: E402
 from podracer.launch import job as jobs  # noqa: E402
@@ -72,10 +76,11 @@ class Whole:
         """Agent steps/s of `num_updates` updates, the unrolls that wait already left out."""
         assert self.runtime.plan.actors is not None
         self.state, _ = self.runtime.run(self.state, self.runtime.plan.actors.max_lag + 1)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         self.state, self.metrics = self.runtime.run(self.state, num_updates)
-        elapsed = time.perf_counter() - start
-        return float(self.metrics["agent_steps"][0]) / elapsed
+        num_steps = float(self.metrics["agent_steps"][0])
+        self.cpu_us_per_step = 1e6 * (time.process_time() - cpu_start) / num_steps
+        return num_steps / (time.perf_counter() - start)
 
     def rest(self) -> None:
         """Waits until no actor acts any more."""
@@ -131,6 +136,7 @@ def measure(agent: str, env: str, settings: list[str], seconds: float, rounds: i
     parts, end = parts_of(whole)
     slots = plan.steps_per_update
     rates: list[float] = []
+    cpu: list[float] = []
     microseconds: dict[str, list[float]] = {name: [] for name in parts}
     shares = []
     for name in parts:
@@ -138,6 +144,7 @@ def measure(agent: str, env: str, settings: list[str], seconds: float, rounds: i
     count = max(2, round(seconds * whole.run(2) / slots))
     for _ in range(rounds):
         rates.append(whole.run(count))
+        cpu.append(whole.cpu_us_per_step)
         metrics = whole.metrics
         whole.rest()
         for name, part in parts.items():
@@ -163,6 +170,7 @@ def measure(agent: str, env: str, settings: list[str], seconds: float, rounds: i
         "agent_steps_per_second_best": round(max(rates)),
         "frames_per_second": round(statistics.median(rates) * whole.runtime.environment.spec.frames_per_step),
         "share": round(statistics.median(shares), 3),
+        "cpu_us_per_step": round(statistics.median(cpu), 2),
         "whole_us_per_step": round(1e6 / statistics.median(rates), 2),
         **{f"{name}_us_per_step": round(statistics.median(values), 2) for name, values in microseconds.items()},
         **{
@@ -179,35 +187,63 @@ def measure(agent: str, env: str, settings: list[str], seconds: float, rounds: i
     }
 
 
-def peer_rate(python: str, seconds: float) -> float:
-    """Agent steps/s of Sample Factory: the median over its reports of 10 s, but for the first two."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [python, *PEER.split(), f"--train_dir={folder}", f"--train_for_seconds={round(seconds)}"]
-        result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
-    rates = [float(rate) for rate in re.findall(r"Fps is \(10 sec: ([\d.]+)", result.stdout + result.stderr)][2:]
-    if not rates:
-        raise SystemExit(f"the peer reported no rate; the end of what it said:\n{(result.stdout + result.stderr)[-2000:]}")
-    return statistics.median(rates)
+def peer_rate(python: str, seconds: float) -> tuple[float, float]:
+    """Agent steps/s of Sample Factory over `seconds`, from its second report on, and CPU time of a step in microseconds."""
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
+        command = [python, *PEER.split(), f"--train_dir={folder}"]
+        environ = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        peer = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
+
+        def reported() -> list[int]:
+            log.seek(0)
+            return [int(num) for num in re.findall(r"Total num frames: (\d+)", log.read())]
+
+        def next_report() -> tuple[int, float, float]:
+            """Steps so far as soon as a report says so, wall and CPU seconds."""
+            num, deadline = len(reported()), time.monotonic() + 120
+            while len(reports := reported()) == num:
+                if peer.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    raise SystemExit(f"the peer reports nothing; the end of what it said:\n{log.read()[-2000:]}")
+                time.sleep(0.1)
+            times = [process.cpu_times() for process in (peer, *peer.children(recursive=True))]
+            return reports[-1], time.monotonic(), sum(t.user + t.system for t in times)
+
+        try:
+            while next_report()[0] < 3 * 640:
+                pass
+            first = last = next_report()
+            while last[1] - first[1] < seconds:
+                last = next_report()
+        finally:
+            os.killpg(peer.pid, signal.SIGKILL)
+            peer.wait()
+    steps, wall, cpu = (b - a for a, b in zip(first, last, strict=True))
+    return steps / wall, 1e6 * cpu / steps
 
 
 def against_peer(python: str, settings: list[str], seconds: float, rounds: int) -> dict[str, Any]:
     """`pixels` and Sample Factory in turn."""
     whole = Whole("impala", "atari/pong", [*PIXELS, *settings])
     count = max(2, round(seconds * whole.run(2) / whole.runtime.plan.steps_per_update))
-    ours, theirs = [], []
+    pairs = []
     for _ in range(rounds):
         whole.rest()
-        theirs.append(peer_rate(python, seconds))
-        ours.append(whole.run(count))
+        its_rate, its_cpu = peer_rate(python, seconds)
+        pairs.append((whole.run(count), its_rate, whole.cpu_us_per_step, its_cpu))
     whole.runtime.close()
+    rate, its_rate, cpu, its_cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
     return {
         "benchmark": "sebulba against Sample Factory APPO",
         "env": "atari/pong",
         "settings": settings,
-        "agent_steps_per_second": round(statistics.median(ours)),
-        "peer_agent_steps_per_second": round(statistics.median(theirs)),
-        "ratio": round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
-        "rounds": [[round(a), round(b)] for a, b in zip(ours, theirs, strict=True)],
+        "agent_steps_per_second": round(rate),
+        "peer_agent_steps_per_second": round(its_rate),
+        "ratio": round(statistics.median(pair[0] / pair[1] for pair in pairs), 3),
+        "cpu_us_per_step": round(cpu),
+        "peer_cpu_us_per_step": round(its_cpu),
+        "cpu_ratio": round(statistics.median(pair[3] / pair[2] for pair in pairs), 3),
+        "rounds": rounds,
     }
 
 
@@ -226,7 +262,7 @@ def cases(names: list[str], env: str, settings: list[str]) -> Iterator[tuple[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ["batch", "threads", "lag", "pixels"]
-    parser.add_argument("--cases", nargs="+", choices=names, default=names)
+    parser.add_argument("--cases", nargs="*", choices=names, default=names)
     parser.add_argument("--agent", default="impala")
     parser.add_argument("--env", default="gymnasium/CartPole-v1", help="of batch, threads and lag")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
@@ -238,7 +274,7 @@ def main() -> None:
     for env, settings in cases(options.cases, options.env, options.settings):
         print(json.dumps(measure(options.agent, env, settings, options.seconds, options.rounds)), flush=True)
     if options.peer:
-        print(json.dumps(against_peer(options.peer, options.settings, options.peer_seconds, 3)), flush=True)
+        print(json.dumps(against_peer(options.peer, options.settings, options.peer_seconds, options.rounds)), flush=True)
 
 
 if __name__ == "__main__":
