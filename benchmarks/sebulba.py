@@ -6,8 +6,8 @@ Prints one JSON line a case. `batch`, `threads` and `lag` vary `anakin.num_envs`
 a time (lag 0 is `sebulba.sync`, in turns); `pixels` is IMPALA with the Nature CNN on `atari/pong`, 32 environments, unroll 20.
 The bare parts, each alone on the same cores and over the same batch and unroll: stepping the environments of one actor with
 given actions; acting on a given time step; one update on a given unroll. `share` is the sum of their times over the time of
-the whole. A part alone may use every core, so 1 means that the cores never waited, and that threads, queues and transfers cost
-nothing. Whole and parts take turns within each round, while the actors wait; figures are medians over rounds. On a machine
+the whole. A part that may use every core leaves nothing to gain: there, 1 means that threads, queues and transfers cost nothing.
+Parts that leave cores idle can overlap, and the share exceed 1. Whole and parts take turns within each round, while the actors wait; figures are medians over rounds. On a machine
 that others use, `cpu_us_per_step` says more than the rate: CPU time of this process, without environments in processes of
 their own.
 
@@ -73,9 +73,10 @@ class Whole:
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, num_updates: int) -> float:
-        """Agent steps/s of `num_updates` updates, the unrolls that wait already left out."""
-        assert self.runtime.plan.actors is not None
-        self.state, _ = self.runtime.run(self.state, self.runtime.plan.actors.max_lag + 1)
+        """Agent steps/s of `num_updates` updates, without the unrolls that wait already, and one more of each actor."""
+        actors = self.runtime.plan.actors
+        assert actors is not None
+        self.state, _ = self.runtime.run(self.state, actors.max_lag + 1 + actors.num_devices * actors.threads)
         start, cpu_start = time.perf_counter(), time.process_time()
         self.state, self.metrics = self.runtime.run(self.state, num_updates)
         num_steps = float(self.metrics["agent_steps"][0])
@@ -250,9 +251,9 @@ def against_peer(python: str, settings: list[str], seconds: float, rounds: int) 
 def cases(names: list[str], env: str, settings: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Environment and settings of each case; the user's settings win."""
     vary = {
-        "batch": [[f"anakin.num_envs={num}"] for num in (8, 32, 128)],
-        "threads": [[f"sebulba.threads={num}"] for num in (1, 2, 4)],
-        "lag": [["sebulba.sync=True"], *([f"sebulba.max_lag={num}"] for num in (1, 2, 4, 8))],
+        "batch": [["sebulba.sync=False", f"anakin.num_envs={num}"] for num in (8, 32, 128)],
+        "threads": [["sebulba.sync=False", f"sebulba.threads={num}"] for num in (1, 2, 4)],
+        "lag": [["sebulba.sync=True"], *(["sebulba.sync=False", f"sebulba.max_lag={num}"] for num in (1, 2, 4, 8))],
     }
     for name in names:
         for more in [[]] if name == "pixels" else vary[name]:
