@@ -6,10 +6,10 @@ Prints one JSON line a case. `batch`, `threads` and `lag` vary `anakin.num_envs`
 a time (lag 0 is `sebulba.sync`, in turns); `pixels` is IMPALA with the Nature CNN on `atari/pong`, 32 environments, unroll 20.
 The bare parts, each alone on the same cores and over the same batch and unroll: stepping the environments of one actor with
 given actions; acting on a given time step; one update on a given unroll. `share` is the sum of their times over the time of
-the whole. A part that may use every core leaves nothing to gain: there, 1 means that threads, queues and transfers cost nothing.
-Parts that leave cores idle can overlap, and the share exceed 1. Whole and parts take turns within each round, while the actors wait; figures are medians over rounds. On a machine
-that others use, `cpu_us_per_step` says more than the rate: CPU time of this process, without environments in processes of
-their own.
+the whole. Where each part keeps all cores busy, 1 means that threads, queues and transfers cost nothing; parts that leave cores
+idle can overlap, and the share exceed 1. Whole and parts take turns within each round, while the actors wait; figures are
+medians over rounds. On a machine that others use, `cpu_us_per_step` says more than the rate: CPU time of this process, without
+environments in processes of their own.
 
 `--peer PYTHON` also runs Sample Factory's own command on the work of `pixels` (APPO, which learns from each step once, as here)
 in turn with ours: PYTHON is that of an environment with sample-factory 2.1.1, where `PongNoFrameskip-v4` is registered.
