@@ -10,20 +10,10 @@ from typing import Any
 import pytest
 from tiny_parts import TINY
 
-from podracer.stores.reverb import NotInstalled, install
-
 RUN = ("launch", "sebulba", *TINY, "--actor-devices", 1, "--learner-devices", 1, "--store", "reverb")
 
 
-@pytest.fixture
-def server() -> Path:
-    try:
-        return install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
-
-
-def test_actors_of_another_process_feed_a_learner(server: Path, start: Callable[..., Any], tmp_path: Path) -> None:
+def test_actors_of_another_process_feed_a_learner(reverb_installed: None, start: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     learner = start(*RUN, "--set", "sebulba.threads=0", "--steps", 3000, "--run-dir", run_dir)
     line = ""
@@ -42,7 +32,7 @@ def test_actors_of_another_process_feed_a_learner(server: Path, start: Callable[
     assert json.loads((run_dir / "summary.json").read_text())["num_agent_steps"] >= 3000
 
 
-def test_a_run_goes_on_with_the_replay_it_had(server: Path, podracer: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_replay_it_had(reverb_installed: None, podracer: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     replay = ("--set", "agent.replay_share=0.5", "--set", "agent.replay_capacity=1000")
     small = ("--set", "agent.model_steps=1", "--set", "agent.num_q_samples=0", "--set", "agent.num_kl_samples=0")

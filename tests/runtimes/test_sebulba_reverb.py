@@ -13,18 +13,9 @@ from podracer.agents.impala.agent import Impala
 from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.sebulba.runtime import Sebulba
 from podracer.runtimes.sebulba.supervisor import ActorsFailed
-from podracer.stores.reverb import NotInstalled, install
 
 REVERB = ("sebulba.store=reverb",)
 SYNC = ("sebulba.sync=true",)
-
-
-@pytest.fixture
-def server():
-    try:
-        return install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
 
 
 class Prioritized(Impala):
@@ -49,7 +40,7 @@ def close(got, expected):
     assert int(got.num_updates) == int(expected.num_updates)
 
 
-def test_in_turns_it_is_anakin(server):
+def test_in_turns_it_is_anakin(reverb_installed):
     expected, _ = run(build(Anakin), 6)
     got, metrics = run(build(Sebulba, settings=(*REVERB, *SYNC)), 1, 5)
     close(got, expected)
@@ -73,7 +64,7 @@ def test_an_agent_that_forgets_its_priorities_is_told(monkeypatch):
         run(build(Anakin, PRIORITIZED), 1)
 
 
-def test_replay_by_priority_over_reverb(server):
+def test_replay_by_priority_over_reverb(reverb_installed):
     runtime = build(Sebulba, PRIORITIZED, (*REVERB, *SYNC, "sebulba.actor_devices=1", "sebulba.learner_devices=2"))
     state, _ = runtime.run(runtime.init(), 1)
     try:
@@ -98,7 +89,7 @@ def test_replay_by_priority_over_reverb(server):
         runtime.close()
 
 
-def test_muesli_mixes_replay_of_reverb(server, tmp_path):
+def test_muesli_mixes_replay_of_reverb(reverb_installed, tmp_path):
     settings = (*MUESLI, *REVERB, "agent.replay_share=0.75", "agent.core.kind=gru")
     runtime = build(Sebulba, "muesli", settings)
     runtime.folder = tmp_path
@@ -127,7 +118,7 @@ def test_muesli_mixes_replay_of_reverb(server, tmp_path):
         later.close()
 
 
-def test_a_learner_without_actors_says_so_in_time(server, capsys):
+def test_a_learner_without_actors_says_so_in_time(reverb_installed, capsys):
     runtime = build(Sebulba, settings=(*REVERB, "sebulba.threads=0", "sebulba.patience=1"))
     started = time.monotonic()
     with pytest.raises(ActorsFailed, match="none has joined"):
@@ -136,7 +127,7 @@ def test_a_learner_without_actors_says_so_in_time(server, capsys):
     assert "podracer actor --connect 127.0.0.1:" in capsys.readouterr().out
 
 
-def test_a_server_that_is_killed_loses_no_more_than_what_came_after_the_checkpoint(server, tmp_path):
+def test_a_server_that_is_killed_loses_no_more_than_what_came_after_the_checkpoint(reverb_installed, tmp_path):
     settings = (*MUESLI, *REVERB, "agent.replay_share=0.5", "agent.replay_capacity=4000")
     runtime = build(Sebulba, "muesli", settings)
     runtime.folder = tmp_path

@@ -8,17 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from podracer.stores.reverb import NotInstalled, install
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("reverb_installed")
 def test_a_run_in_which_everything_dies_once_or_more():
-    try:
-        install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
     command = [sys.executable, str(SCRIPT), "--seconds", "30", "--every", "4"]
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)

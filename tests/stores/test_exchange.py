@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 
 from podracer.stores.exchange import Exchange, Remote
-from podracer.stores.reverb import Client, NotInstalled, ReverbError, install
+from podracer.stores.reverb import Client, ReverbError
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("reverb_installed")]
 UNROLL = {"x": np.zeros((3, 2), np.float32), "n": (np.int64(0),)}
 PARAMS = {"layer": {"w": np.zeros(4, np.float32)}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _installed():
-    try:
-        install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ import pytest
 from podracer.stores.reverb import (
     Client,
     ItemTooLarge,
-    NotInstalled,
     ReverbServer,
     ServerDied,
     SignatureMismatch,
@@ -20,7 +19,6 @@ from podracer.stores.reverb import (
     TableNotFound,
     Timeout,
     Unavailable,
-    install,
 )
 
 pytestmark = pytest.mark.timeout(60)
@@ -57,11 +55,7 @@ TABLES = [
 
 
 @pytest.fixture(scope="module")
-def server():
-    try:
-        install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
+def server(reverb_installed):
     with ReverbServer(TABLES) as running:
         yield running
 

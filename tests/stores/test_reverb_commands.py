@@ -18,11 +18,8 @@ def podracer(*arguments):
     return [sys.executable, "-m", "podracer.launch.cli", "reverb", *arguments]
 
 
+@pytest.mark.usefixtures("reverb_installed")
 def test_serve_saves_at_the_end_and_goes_on_from_there(tmp_path):
-    try:
-        install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
     tables = tmp_path / "tables.json"
     tables.write_text(json.dumps([Table.uniform("replay", 10, signature=[np.zeros(2)]).to_json()]))
     command = podracer(

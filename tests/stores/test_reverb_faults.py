@@ -15,7 +15,6 @@ import pytest
 
 from podracer.stores.reverb import (
     Client,
-    NotInstalled,
     ReverbError,
     ReverbServer,
     ServerDied,
@@ -23,19 +22,10 @@ from podracer.stores.reverb import (
     Timeout,
     Unavailable,
     Watch,
-    install,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("reverb_installed")]
 TABLES = [Table.queue("queue", 2), Table.uniform("replay", 1000), Table.queue("long", 1000)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _installed():
-    try:
-        install.find()
-    except NotInstalled as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.fixture
