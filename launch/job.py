@@ -104,9 +104,13 @@ def build(job: JobConfig) -> Parts:
 
 def build_agent(job: JobConfig) -> tuple[Any, Any]:
     """Agent and environment, without a plan. Raises as `build`."""
-    environment = registry.env(job.env_name).make(job.env)
+    environment, agent_class = registry.env(job.env_name).make(job.env), registry.agent_class(job.agent_name)
+    if agent_class.needs_simulator(job.agent):
+        from podracer.search.simulator import WithSimulator
+
+        environment = WithSimulator(environment)
     try:
-        return registry.agent_class(job.agent_name)(environment.spec, job.agent), environment
+        return agent_class(environment.spec, job.agent), environment
     except (TypeError, ValueError) as error:
         raise ConfigError(f"agent {job.agent_name} on {job.env_name}: {str(error).splitlines()[0]}") from error
 

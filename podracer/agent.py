@@ -83,6 +83,14 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """The preset that a bare command takes for an environment, or None."""
         return cls.presets().get(env_name)
 
+    @classmethod
+    def needs_simulator(cls, config: Any) -> bool:
+        """Whether an agent of this config searches in the true environment: it then finds `spec.simulator`, and the state that
+        it steps in every observation under the key `simulator`.
+        """
+        del config
+        return False
+
     @abc.abstractmethod
     def init(self, key: Key) -> TrainState:
         """A fresh TrainState from ONE key; usually `self.train_state(params)`."""
@@ -148,9 +156,11 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """The optimizer of the default `update`."""
         return optax.adam(self.config.learning_rate)  # type: ignore[attr-defined]
 
-    def update_target(self, params: Params, target_params: Params) -> Params:
-        """The target network after an update. The default keeps what is there, which suits agents that have none."""
-        del params
+    def update_target(self, params: Params, target_params: Params, num_updates: Array) -> Params:
+        """The target network after update number `num_updates` `[]`, counted from 1. The default keeps what is there, which
+        suits agents that have none.
+        """
+        del params, num_updates
         return target_params
 
     def train_state(self, params: Params, target_params: Params = (), extra: Any = ()) -> TrainState:
@@ -174,12 +184,12 @@ class Agent(abc.ABC, Generic[ConfigT]):
         grads, metrics = self.gradients(train_state, trajectory, key)
         grads = jax.lax.pmean(grads, axis_name)
         updates, opt_state = self.optimizer().update(grads, train_state.opt_state, train_state.params)
-        params = optax.apply_updates(train_state.params, updates)
+        params, num_updates = optax.apply_updates(train_state.params, updates), train_state.num_updates + 1
         train_state = train_state.replace(
             params=params,
             opt_state=opt_state,
-            target_params=self.update_target(params, train_state.target_params),
-            num_updates=train_state.num_updates + 1,
+            target_params=self.update_target(params, train_state.target_params, num_updates),
+            num_updates=num_updates,
         )
         return train_state, {**metrics, "gradient_norm": optax.global_norm(grads)}
 

@@ -59,7 +59,7 @@ class TimeStep(Struct):
     discount: `[...]` float32, the environment's own discount (not the agent's), 1 on FIRST. -1 between the plies of a
       zero-sum game for two.
     observation: `[..., *shape]` pytree, what the policy may read. Where legal actions are restricted it is a dictionary
-      with the key `legal_actions`, `[..., A]` bool.
+      with the key `legal_actions`, `[..., A]` bool; of a search in the true environment it also holds the key `simulator`.
     aux: pytree of labels (depth, pose, loop closure) that no policy may read.
     """
 
@@ -119,7 +119,8 @@ class ActorOutput(Struct):
     log_prob: `[B]` float32, log-probability (density) of `action` under the policy that acted.
     logits: `[B, A]` float32 behaviour logits, or the pytree of parameters of a continuous policy.
     value: `[B]` float32, value of the root or of the state as the actor saw it.
-    search_weights: `[B, A]` float32, visit distribution of a search.
+    search_weights: `[B, N]` float32, the policy that a search found, over all `A` discrete actions or over `search_actions`.
+    search_actions: `[B, N, *action_shape]`, the sampled actions among which a search chose.
     version: `[B]` int32, number of updates behind the parameters that acted. Filled in by the runtime.
     """
 
@@ -128,6 +129,7 @@ class ActorOutput(Struct):
     logits: Any = ()
     value: Any = ()
     search_weights: Any = ()
+    search_actions: Any = ()
     version: Any = ()
 
 
@@ -176,6 +178,8 @@ class EnvironmentSpec(Struct):
     aux: pytree of `dm_env.specs.Array` for `TimeStep.aux`.
     frames_per_step: environment frames that one agent step advances (action repeat).
     num_players: 2 for alternating zero-sum games.
+    simulator: `(state, action, key) -> (state, TimeStep)` of the environment itself, unbatched, where a search may use it
+      (`podracer.search.simulator`); else None.
     """
 
     name: str
@@ -184,6 +188,7 @@ class EnvironmentSpec(Struct):
     aux: Any = ()
     frames_per_step: int = 1
     num_players: int = 1
+    simulator: Any = None
 
     @property
     def num_actions(self) -> int:

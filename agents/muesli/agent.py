@@ -95,7 +95,8 @@ class Muesli(Agent[MuesliConfig]):
     def actor_params(self, train_state: TrainState) -> Params:
         return train_state.target_params
 
-    def update_target(self, params: Params, target_params: Params) -> Params:
+    def update_target(self, params: Params, target_params: Params, num_updates: Array) -> Params:
+        del num_updates
         return optax.incremental_update(params, target_params, self.config.target_rate)
 
     def data_spec(self) -> DataSpec:

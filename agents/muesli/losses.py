@@ -1,5 +1,7 @@
 """The loss of Muesli and of the baselines that share its code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,7 @@ from podracer.agents.muesli.config import Config
 from podracer.agents.muesli.networks import Networks
 from podracer.agents.muesli.policy import Policy, PolicyTarget
 from podracer.agents.muesli.targets import Targets
+from podracer.nets.dynamics import unroll_model
 from podracer.nets.heads import Bins
 from podracer.ops import policy_gradients, windows
 from podracer.ops.episodes import masked_mean, transitions
@@ -110,11 +113,8 @@ def model_losses(
     policy_target: PolicyTarget = jax.tree.map(lambda x: windows.windows(x, num_steps, 1), targets.cmpo)
     actions = windows.windows(policy.encode(trajectory.actor_output.action), num_steps)
 
-    def step(state: Array, action: Array) -> tuple[Array, Array]:
-        state = networks.model_step(params, _scale_gradient(state, config.dynamics_gradient), action)
-        return state, state
-
-    _, states = jax.lax.scan(step, networks.root(params, hidden), actions)
+    step = functools.partial(networks.model_step, params)
+    states = unroll_model(step, networks.root(params, hidden), actions, config.dynamics_gradient)
     prediction = networks.model_predict(params, states)
     num_predictions = jnp.mean(masks.in_unroll)
 
@@ -127,7 +127,3 @@ def model_losses(
         mean(bins.cross_entropy(prediction.value, value_target), masks.value),
         mean(bins.cross_entropy(prediction.reward, reward_target), masks.value),
     )
-
-
-def _scale_gradient(tree: Array, factor: float) -> Array:
-    return jax.tree.map(lambda x: factor * x + (1 - factor) * jax.lax.stop_gradient(x), tree)

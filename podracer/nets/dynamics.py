@@ -1,6 +1,7 @@
 """Dynamics models: from a latent state and an action to the next latent state."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import haiku as hk
@@ -57,3 +58,24 @@ class Dynamics(hk.Module):
     def features(self, state: Any) -> Array:
         """What heads read of a latent state, `[..., size]`."""
         return state.hidden if self.config.kind == "lstm" else state
+
+
+def unroll_model(step: Callable[[Any, Array], Any], state: Any, actions: Array, gradient: float) -> Any:
+    """Steps a model along given actions, as a loss does.
+
+    Args:
+      step: `(state, encoded action) -> state`.
+      state: leaves `[...]`, where the model starts.
+      actions: encoded, `[K, ..., E]`.
+      gradient: what each step lets through of the gradient to the state before it (MuZero's 1/2: Schrittwieser et al. 2020,
+        appendix G).
+
+    Returns:
+      The states after 1..K steps, leaves `[K, ...]`.
+    """
+
+    def one(state: Any, action: Array) -> tuple[Any, Any]:
+        state = step(jax.tree.map(lambda x: gradient * x + (1 - gradient) * jax.lax.stop_gradient(x), state), action)
+        return state, state
+
+    return jax.lax.scan(one, state, actions)[1]

@@ -24,6 +24,8 @@ class Policy(abc.ABC):
     """`P`, outputs of a policy head."""
     encoded_size: int
     """`E`, width of an action as networks take it."""
+    num_actions: int | None = None
+    """`A` of discrete actions, None for continuous ones."""
 
     @abc.abstractmethod
     def mask(self, parameters: Array, observation: Any) -> Array:
@@ -61,7 +63,7 @@ class Categorical(Policy):
     """Logits over `A` actions."""
 
     def __init__(self, num_actions: int):
-        self.size = self.encoded_size = num_actions
+        self.size = self.encoded_size = self.num_actions = num_actions
 
     def mask(self, parameters: Array, observation: Any) -> Array:
         return torso.mask_logits(parameters, observation)

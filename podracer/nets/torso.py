@@ -19,6 +19,7 @@ from dm_env import specs
 from podracer.types import Array, EnvironmentSpec
 
 Torso = Callable[[Any], Array]
+_UNSEEN = ("legal_actions", "simulator")  # keys of an observation that no network reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ def make_torso(spec: EnvironmentSpec, config: TorsoConfig) -> Torso:
     """Builds a torso; call inside `hk.transform`.
 
     Args:
-      spec: the observation is one array, or a dictionary whose key `legal_actions` is left out and whose other entries are
-        flattened and concatenated (`mlp`), or which has a single other entry.
+      spec: the observation is one array, or a dictionary whose keys `legal_actions` and `simulator` are left out and whose
+        other entries are flattened and concatenated (`mlp`), or which has a single other entry.
       config: which network.
 
     Returns:
@@ -49,7 +50,7 @@ def make_torso(spec: EnvironmentSpec, config: TorsoConfig) -> Torso:
     Raises:
       ValueError: the network does not fit the observation.
     """
-    leaves = jax.tree.leaves(_visible(spec.observation), is_leaf=lambda x: isinstance(x, specs.Array))
+    leaves = jax.tree.leaves(visible(spec.observation), is_leaf=lambda x: isinstance(x, specs.Array))
     image = len(leaves) == 1 and len(leaves[0].shape) == 3
     kind = config.kind
     if kind == "auto":
@@ -69,7 +70,7 @@ def make_torso(spec: EnvironmentSpec, config: TorsoConfig) -> Torso:
     activation = {"relu": jax.nn.relu, "tanh": jnp.tanh}[config.activation]
 
     def torso(observation: Any) -> Array:
-        inputs = jax.tree.leaves(_visible(observation))
+        inputs = jax.tree.leaves(visible(observation))
         if kind == "mlp":
             x = jnp.concatenate([as_float(x).reshape(x.shape[0], -1) for x in inputs], axis=-1)
         else:
@@ -96,9 +97,10 @@ def mask_logits(logits: Array, observation: Any) -> Array:
     return logits if legal is None else jnp.where(legal, logits, -1e9)
 
 
-def _visible(observation: Any) -> Any:
+def visible(observation: Any) -> Any:
+    """What networks may read of an observation, or of its specs."""
     if isinstance(observation, dict):
-        return {name: value for name, value in observation.items() if name != "legal_actions"}
+        return {name: value for name, value in observation.items() if name not in _UNSEEN}
     return observation
 
 

@@ -215,7 +215,7 @@ def test_actors_get_the_target_network_which_follows_at_its_rate():
     params = jax.tree.map(lambda x: x + 1.0, state.params)
     target = agent.actor_params(state)
     for _ in range(5):
-        target = agent.update_target(params, target)
+        target = agent.update_target(params, target, jnp.int32(1))
     for new, old, now in zip(*map(jax.tree.leaves, (params, state.params, target)), strict=True):
         np.testing.assert_allclose(new - now, 0.9**5 * (new - old), rtol=1e-4)
     assert agent.actor_params(state) is state.target_params

@@ -93,7 +93,7 @@ def train(agent, train_state):
         gradient = jax.tree.map(lambda g: jnp.tensordot(probability, g, 1), gradient)
         updates, opt_state = agent.optimizer().update(gradient, train_state.opt_state, train_state.params)
         params = optax.apply_updates(train_state.params, updates)
-        target_params = agent.update_target(params, train_state.target_params)
+        target_params = agent.update_target(params, train_state.target_params, train_state.num_updates)
         return train_state.replace(params=params, opt_state=opt_state, target_params=target_params), probability[:2].sum()
 
     return jax.lax.scan(update, train_state, length=UPDATES)

@@ -1,0 +1,154 @@
+"""Settings of MuZero. The defaults are those of the paper's Atari experiments where they do not ask for a TPU pod."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from podracer.config import Preset
+from podracer.nets.dynamics import DynamicsConfig
+from podracer.nets.heads import BinsConfig
+from podracer.nets.history import HistoryConfig
+from podracer.nets.resnet import ResnetConfig
+from podracer.nets.torso import TorsoConfig
+from podracer.search.config import SearchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How the agent acts when it is evaluated.
+
+    act: `search`; `sample` or `greedy` from the policy network, without a search.
+    kind, num_simulations, max_depth, uct_depth: of that search; None takes what `search` has.
+    model: `learned`, or `simulator`, the environment itself; empty takes the agent's `model`.
+    """
+
+    act: Literal["search", "sample", "greedy"] = "search"
+    kind: Literal["gumbel", "puct", "bfs"] | None = None
+    num_simulations: int | None = None
+    max_depth: int | None = None
+    uct_depth: int | None = None
+    model: Literal["", "learned", "simulator"] = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """MuZero and its relatives.
+
+    network: `mlp`, a torso and a vector as the model's state, or `resnet`, planes (paper). torso, dynamics: of `mlp`. resnet: of
+      `resnet`. bins, head_hidden: of the heads. scale_hidden: scale every model state to [0, 1]. history: of observations.
+
+    search: while acting and for targets. model: `learned`, or `simulator`: the environment itself (then no model is used but
+      one is learned still). evaluation: see there.
+    acting: `search` plays what the search chose, `prior` a sample of the policy network. targets: `search`, or `one_step`: of a
+      search of depth 1 with the same budget. Hamrick et al. 2021 call these: One-Step (prior, one_step), Learn (prior,
+      search), Data (search, one_step), Learn+Data (search, search), each evaluated by the policy, and MuZero (Learn+Data+Eval).
+    temperatures: of the choice by visits (`puct`); the next one from each of temperature_updates on. temperature_moves: after
+      so many moves of an episode it is 0; 0 leaves it.
+
+    unroll_length: `T`. replay_share, replay_capacity (in unrolls), updates_per_unroll: of data. priority_exponent: alpha, of
+      replay by `|search value - target|`; importance_exponent: beta. microbatch: see `DataSpec`.
+    reanalyze_share: share of the batch that is searched again, with the target network, before it is learned from.
+    target_period: updates between copies to the target network, which reanalyses, and guesses where no search is.
+
+    discount: the agent's own. return_steps: `n` of value targets, or more than T for returns to the end of the unroll.
+    model_steps: `K`. dynamics_gradient: what each step of the model lets through of the gradient to the state before it.
+    policy_weight, value_weight, reward_weight: of the losses.
+    optimizer: `sgd` with momentum, or `adam`. learning_rate: falls over decay_updates updates (0: constant), `linear` to 0,
+      `exponential` or in `steps` to a tenth each. weight_decay. max_gradient_norm.
+    """
+
+    network: Literal["mlp", "resnet"] = "mlp"
+    torso: TorsoConfig = TorsoConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    resnet: ResnetConfig = ResnetConfig()
+    bins: BinsConfig = BinsConfig()
+    head_hidden: tuple[int, ...] = (64,)
+    scale_hidden: bool = True
+    history: HistoryConfig = HistoryConfig()
+
+    search: SearchConfig = SearchConfig()
+    model: Literal["learned", "simulator"] = "learned"
+    evaluation: EvaluationConfig = EvaluationConfig()
+    acting: Literal["search", "prior"] = "search"
+    targets: Literal["search", "one_step"] = "search"
+    temperatures: tuple[float, ...] = (1.0,)
+    temperature_updates: tuple[int, ...] = ()
+    temperature_moves: int = 0
+
+    unroll_length: int = 20
+    replay_share: float = 0.75
+    replay_capacity: int = 20_000
+    updates_per_unroll: int = 1
+    priority_exponent: float = 0.0
+    importance_exponent: float = 1.0
+    microbatch: int = 0
+    reanalyze_share: float = 0.0
+    target_period: int = 100
+
+    discount: float = 0.997
+    return_steps: int = 10
+    model_steps: int = 5
+    dynamics_gradient: float = 0.5
+    policy_weight: float = 1.0
+    value_weight: float = 0.25
+    reward_weight: float = 1.0
+    optimizer: Literal["sgd", "adam"] = "adam"
+    momentum: float = 0.9
+    learning_rate: float = 1e-3
+    decay: Literal["linear", "exponential", "steps"] = "linear"
+    decay_updates: int = 0
+    weight_decay: float = 1e-4
+    max_gradient_norm: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("model_steps", "return_steps", "target_period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("discount", "dynamics_gradient", "reanalyze_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
+
+    def one_step_search(self) -> SearchConfig:
+        """The search of the same budget that looks one action ahead."""
+        return dataclasses.replace(self.search, max_depth=1, uct_depth=-1)
+
+    def evaluation_search(self) -> SearchConfig:
+        """`search`, with what `evaluation` says anew."""
+        names = ("kind", "num_simulations", "max_depth", "uct_depth")
+        anew = {name: value for name in names if (value := getattr(self.evaluation, name)) is not None}
+        if anew.get("kind", "puct") != "puct":
+            anew.setdefault("uct_depth", -1)
+        return dataclasses.replace(self.search, **anew)
+
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "one_step": {"agent.acting": "prior", "agent.targets": "one_step", "agent.evaluation.act": "sample"},
+    "learn": {"agent.acting": "prior", "agent.targets": "search", "agent.evaluation.act": "sample"},
+    "data": {"agent.acting": "search", "agent.targets": "one_step", "agent.evaluation.act": "sample"},
+    "learn_data": {"agent.acting": "search", "agent.targets": "search", "agent.evaluation.act": "sample"},
+    "learn_data_eval": {"agent.acting": "search", "agent.targets": "search", "agent.evaluation.act": "search"},
+}
+"""The variants of Hamrick et al. 2021, figure 3, as overrides."""
+
+# Sizes for a CPU of two cores.
+_SMALL: Mapping[str, Any] = {
+    "agent.torso.hidden": (64,),
+    "agent.dynamics.size": 64,
+    "agent.bins.num_bins": 41,
+    "agent.model_steps": 3,
+    "agent.search.num_simulations": 16,
+}
+
+PRESETS: Mapping[str, Preset] = {
+    "catch": Preset(
+        num_steps=100_000,
+        overrides={
+            **_SMALL,
+            "agent.bins.limit": 3.0,
+            "agent.unroll_length": 9,
+            "agent.replay_capacity": 3200,
+            "agent.learning_rate": 3e-3,
+            "anakin.num_envs": 32,
+        },
+    ),
+}
