@@ -7,6 +7,7 @@ reward is that of the player who has just moved, and the discount is -1 where th
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -117,6 +118,12 @@ def _make(task: str, config: PgxConfig) -> JaxEnvironment:
     return TimeLimit(Pgx(task), max_steps) if max_steps else Pgx(task)
 
 
+def _opponents(task: str) -> Mapping[str, Callable[[], Any]]:
+    from podracer.envs import pgx_opponents
+
+    return {"perfect": lambda: pgx_opponents.perfect_tic_tac_toe} if task == "tic_tac_toe" else {}
+
+
 SUITE = registry.Suite(
     make=_make,
     tasks=lambda: GAMES + MINATAR,
@@ -125,4 +132,5 @@ SUITE = registry.Suite(
     package="pgx",
     extra="pgx",
     default_task="go_9x9",
+    opponents=_opponents,
 )

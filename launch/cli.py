@@ -223,14 +223,22 @@ def _write_job(run_dir: Path, job: Any, preset: str) -> None:
 @click.option("--episodes", type=Count(1), default=32, show_default=True, help="Episodes to play.")
 @click.option("--seed", type=Count(0), default=0, show_default=True, help="Seed of the evaluation.")
 @click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Write one episode as mp4.")
-def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> None:
+@click.option(
+    "--opponent",
+    metavar="NAME",
+    help="In a game for two: random, one that the game has, a run's folder or package.module:function.",
+)
+def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None, opponent: str | None) -> None:
     """Play what a run has learned.
 
-    RUN_DIR alone says what to build; its newest checkpoint has the parameters.
+    RUN_DIR alone says what to build; its newest checkpoint has the parameters. Without --opponent an agent plays both sides of
+    a game for two; with it, each side begins half of the games.
 
     \b
-    Example:
+    Examples:
       podracer evaluate runs/my-run --episodes 100 --video pong.mp4
+      podracer evaluate runs/tic-tac-toe --opponent perfect --episodes 500
+      podracer evaluate runs/go --opponent runs/older-go
     """
     from podracer.launch.signals import Stopped, StopRequests
 
@@ -239,7 +247,7 @@ def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None) -> Non
         from podracer.launch import inspect_run
 
         try:
-            inspect_run.evaluate_run(run_dir, episodes, seed, video, requests)
+            inspect_run.evaluate_run(run_dir, episodes, seed, video, opponent, requests)
         except Stopped as stopped:
             sys.exit(stopped.exit_code)
 

@@ -1,38 +1,125 @@
 """What can be asked of a run folder after the run."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from podracer.checkpoint import Checkpoints
-from podracer.config import ConfigError
+from podracer import registry
+from podracer.checkpoint import Checkpoints, Saved
+from podracer.config import ConfigError, JobConfig
+from podracer.evaluate import Evaluator
 from podracer.launch import job as jobs
 from podracer.launch import report
 from podracer.launch.signals import StopRequests
+from podracer.match import AgentOpponent, Match, Opponent, as_opponent, random_opponent
 from podracer.metrics.pictures import write_video
 
 
-def evaluate_run(run_dir: Path, episodes: int, seed: int, video: Path | None, requests: StopRequests) -> None:
+@dataclasses.dataclass(frozen=True)
+class Against:
+    """name: what to call the opponent. opponent: it plays. environment: where both can play."""
+
+    name: str
+    opponent: Opponent
+    environment: Any
+
+
+def evaluate_run(
+    run_dir: Path, episodes: int, seed: int, video: Path | None, opponent: str | None, requests: StopRequests
+) -> None:
     """Plays the newest checkpoint of a run and prints what came out.
+
+    Args:
+      episodes: to play, of each seed of the run. seed: of the evaluation. video: where one episode goes.
+      opponent: whom to play against, see `find_opponent`; None: nobody, or in a game for two, itself.
+      requests: checked between calls.
 
     Raises:
       ConfigError: the folder holds no run or no checkpoint, or the checkpoint is damaged; or there is no picture to record.
+      ConfigError, registry.NotFound, environment.Unsupported: there is no such opponent, or it cannot play here.
     """
     job, _ = jobs.load_job(run_dir)
     parts = jobs.build(job)
-    agent = parts.agent
+    against = find_opponent(opponent, job, parts.environment) if opponent else None
+    saved = _restore(run_dir, job, parts.agent)
+    print(f"{job.agent_name} on {job.env_name} after {saved.step:,} updates", flush=True)
+    if against is None:
+        evaluator = Evaluator(parts.agent, parts.environment, episodes, seed=seed)
+        stats = report.play(evaluator, saved.state, episodes, video is not None, requests)
+        lines, frames = report.describe(job, stats), stats[0].frames
+    else:
+        match = Match(parts.agent, against.opponent, against.environment, episodes, seed=seed)
+        games = report.play(match, saved.state, episodes, video is not None, requests)
+        lines, frames = report.describe_match(job, games, against.name), games[0].frames
+    print("\n".join(lines))
+    if video is not None:
+        if frames is None:
+            raise ConfigError(f"--video: {job.env_name} has no picture to show")
+        write_video(video, frames)
+        print(f"wrote {video}, {len(frames)} frames")
+
+
+def find_opponent(name: str, job: JobConfig, environment: Any) -> Against:
+    """Who is meant by `--opponent`.
+
+    Args:
+      name: `random`; one that the environment's suite offers; the folder of another run, whose newest checkpoint plays (its
+        first seed, where it has several); or `package.module:NAME` of a function or object for `match.as_opponent`.
+      job, environment: of the run that plays against it.
+
+    Raises:
+      ConfigError: the environment is no game for two, or the other run is of another environment or has no checkpoint.
+      registry.NotFound, environment.Unsupported: there is no such opponent, or it is none.
+    """
+    if environment.spec.num_players != 2:
+        raise ConfigError(f"--opponent: {job.env_name} is no game for two")
+    offered = registry.env(job.env_name).opponents()
+    if name in offered:
+        return Against(name, as_opponent(offered[name](), name), environment)
+    if name == "random":
+        return Against(name, random_opponent(environment.spec), environment)
+    if Path(name).is_dir():
+        return _other_run(Path(name), job, environment)
+    if ":" in name:
+        return Against(name, as_opponent(registry.imported("opponent", name), name), environment)
+    unknown = registry.unknown("opponent", name, ["random", *offered])
+    raise registry.NotFound(f"{unknown} for {job.env_name}, or name a run's folder or package.module:function")
+
+
+def _other_run(run_dir: Path, job: JobConfig, environment: Any) -> Against:
+    other, _ = jobs.load_job(run_dir)
+    if other.env_name != job.env_name:
+        raise ConfigError(f"--opponent {run_dir} plays {other.env_name}, not {job.env_name}")
+    agent, its_environment = jobs.build_agent(other)
+    # A search in the true environment needs more in its observations than other agents do.
+    for place in (environment, its_environment):
+        if _serves(place.spec, environment.spec) and _serves(place.spec, its_environment.spec):
+            break
+    else:
+        raise ConfigError(f"--opponent {run_dir} plays {job.env_name} with other settings, where it observes something else")
+    saved = _restore(run_dir, other, agent)
+    name = f"{other.agent_name} of {run_dir} after {saved.step:,} updates"
+    if other.num_seeds > 1:
+        name += f", seed {other.seed}"
+    return Against(name, AgentOpponent(agent, saved.state[0]), place)
+
+
+def _serves(place: Any, spec: Any) -> bool:
+    """Whether an environment of specification `place` shows and takes all that an agent built for `spec` needs."""
+    seen, needed = place.observation, spec.observation
+    if isinstance(seen, Mapping) and isinstance(needed, Mapping):
+        seen = {name: value for name, value in seen.items() if name in needed}
+    return place.action == spec.action and seen == needed
+
+
+def _restore(run_dir: Path, job: JobConfig, agent: Any) -> Saved:
+    """Actor parameters of each seed, from the newest checkpoint. Raises ConfigError."""
     target = jax.eval_shape(lambda: agent.actor_params(agent.init(jax.random.key(0))))
     checkpoints = Checkpoints(run_dir / "checkpoints", jobs.fingerprint(job))
     try:
-        saved = checkpoints.restore_params([target] * job.num_seeds)
+        return checkpoints.restore_params([target] * job.num_seeds)
     finally:
         checkpoints.close()
-    print(f"{job.agent_name} on {job.env_name} after {saved.step:,} updates", flush=True)
-    stats = report.play(job, parts, saved.state, episodes, seed, record=video is not None, requests=requests)
-    for line in report.describe(job, stats):
-        print(line)
-    if video is not None:
-        if stats[0].frames is None:
-            raise ConfigError(f"--video: {job.env_name} has no picture to show")
-        write_video(video, stats[0].frames)
-        print(f"wrote {video}, {len(stats[0].frames)} frames")

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,9 +15,20 @@ from podracer.evaluate import EpisodeStats, Evaluator
 from podracer.launch.job import Parts, write_atomically
 from podracer.launch.loop import Counters
 from podracer.launch.signals import StopRequests
+from podracer.match import MatchStats
 from podracer.metrics.pictures import write_curve, write_video
 from podracer.metrics.progress import ProgressLine
 from podracer.types import Params
+
+StatsT = TypeVar("StatsT", covariant=True)
+
+
+class Plays(Protocol[StatsT]):
+    """An `Evaluator` or a `Match`."""
+
+    def run(self, params: Params, *, record: bool = False, on_progress: Callable[[int, int], None] | None = None) -> StatsT: ...
+
+    def close(self) -> None: ...
 
 
 def finish(
@@ -34,7 +46,8 @@ def finish(
       actor_params: of each seed, what it acts with. params: of each seed, what `params_sha256` is of.
       requests: checked during the evaluation.
     """
-    stats = play(job, parts, actor_params, job.eval_episodes, job.seed, record=True, requests=requests)
+    evaluator = Evaluator(parts.agent, parts.environment, job.eval_episodes, seed=job.seed)
+    stats = play(evaluator, actor_params, job.eval_episodes, record=True, requests=requests)
     hashes = [tree_sha256(p) for p in params]
     summary = summarize(job, parts, counters, stats, hashes)
     write_atomically(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -52,17 +65,14 @@ def finish(
 
 
 def play(
-    job: JobConfig,
-    parts: Parts,
-    actor_params: list[Params],
-    num_episodes: int,
-    seed: int,
-    record: bool,
-    requests: StopRequests,
-) -> list[EpisodeStats]:
-    """Evaluates each seed's parameters on `num_episodes` episodes; pictures are of the first seed."""
-    evaluator = Evaluator(parts.agent, parts.environment, num_episodes, seed=seed)
-    stats, started = [], time.monotonic()
+    evaluator: Plays[StatsT], actor_params: list[Params], num_episodes: int, record: bool, requests: StopRequests
+) -> list[StatsT]:
+    """Lets each seed's parameters play the `num_episodes` episodes of `evaluator`, and closes it.
+
+    Pictures are of the first seed. Raises signals.Stopped, environment.Unsupported.
+    """
+    stats: list[StatsT] = []
+    started = time.monotonic()
     try:
         with ProgressLine(num_episodes * len(actor_params), "episodes") as line:
             for index, params in enumerate(actor_params):
@@ -124,3 +134,23 @@ def describe(job: JobConfig, stats: list[EpisodeStats]) -> list[str]:
         low, median, high = np.quantile([s.returns.mean() for s in stats], [0.25, 0.5, 0.75])
         lines.append(f"over {len(stats)} seeds: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
     return lines
+
+
+def describe_match(job: JobConfig, games: list[MatchStats], opponent: str) -> list[str]:
+    """Lines for people: the games of each seed against `opponent`."""
+    lines = []
+    for index, one in enumerate(games):
+        seed = f"seed {job.seed + index}: " if len(games) > 1 else ""
+        whole, first, second = (_results(*one.results(begun)) for begun in (None, True, False))
+        lines.append(
+            f"{seed}{len(one.returns)} games against {opponent}: {whole} (as first player {first}; as second {second}); "
+            f"mean return {one.returns.mean():.3f} (standard error {one.standard_error:.3f})"
+        )
+    if len(games) > 1:
+        low, median, high = np.quantile([one.returns.mean() for one in games], [0.25, 0.5, 0.75])
+        lines.append(f"over {len(games)} seeds: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
+    return lines
+
+
+def _results(wins: int, draws: int, losses: int) -> str:
+    return f"{wins} won, {draws} drawn, {losses} lost"

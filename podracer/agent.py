@@ -117,6 +117,14 @@ class Agent(abc.ABC, Generic[ConfigT]):
           `ActorOutput` with leaves `[B, ...]`, and the next recurrent state.
         """
 
+    def played(self, actor_state: ActorState, action: Array) -> ActorState:
+        """The state after `act` where another's action `[B, ...]` was played instead of its own, as in a match of two.
+
+        For agents that remember their actions; the default is for those that do not.
+        """
+        del action
+        return actor_state
+
     @abc.abstractmethod
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
         """The loss to minimise, a MEAN over the batch, and metrics.

@@ -7,22 +7,33 @@ share to the end, so no episode is chosen by its length.
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from podracer import rng
-from podracer.agent import Agent
 from podracer.environment import Environment, HostEnvironment, Unsupported, VectorEnvironment
-from podracer.types import Array, Mode, Params, TimeStep
+from podracer.types import ActorOutput, ActorState, Array, Key, Mode, Params, TimeStep
 
 _SECONDS_PER_CALL = 1.0
 _MAX_FRAMES = 6000
 _HOST_TIMEOUT = 60.0
 _FIRST_ENV = 2**20
 """Number of the first environment on the host: far from those of training, whose randomness it must not share."""
+
+
+class Actor(Protocol):
+    """What plays: an `Agent`, of which evaluation needs no more than this, or a pair of players."""
+
+    def initial_actor_state(self, batch_size: int) -> ActorState:
+        """As `Agent.initial_actor_state`."""
+
+    def act(
+        self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
+    ) -> tuple[ActorOutput, ActorState]:
+        """As `Agent.act`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Evaluator:
 
     def __init__(
         self,
-        agent: Agent,
+        agent: Actor,
         environment: Environment,
         num_episodes: int,
         *,
@@ -190,8 +201,7 @@ class Evaluator:
         first = timestep.first()
         total = jnp.where(first, 0.0, carry.total + carry.sign * timestep.reward)
         length = jnp.where(first, 0, carry.length + 1)
-        # A negative discount hands the turn to the other player: later rewards count against the first.
-        sign = jnp.where(first, 1.0, carry.sign * jnp.where(timestep.discount < 0, -1.0, 1.0))
+        sign = whose_turn(carry.sign, timestep)  # later rewards of the second player count against the first
         quota, rows = jnp.asarray(self.quota), jnp.arange(self.num_envs)
         ended = timestep.last() & (carry.count < quota)
         slot = jnp.where(ended, carry.count, quota.max())  # out of range: dropped
@@ -233,7 +243,7 @@ class Evaluator:
 
 
 def evaluate(
-    agent: Agent,
+    agent: Actor,
     environment: Environment,
     params: Params,
     num_episodes: int,
@@ -248,6 +258,17 @@ def evaluate(
         return evaluator.run(params, record=record)
     finally:
         evaluator.close()
+
+
+def whose_turn(sign: Array, timestep: TimeStep) -> Array:
+    """Who is to move at a time step `[B]`: 1 the player who began the episode, -1 the other, `[B]` float32.
+
+    A negative discount hands the turn over; counting plies would be wrong, since a player may move twice in a row.
+
+    Args:
+      sign: `[B]`, of the time step before; any value where `timestep` is FIRST.
+    """
+    return jnp.where(timestep.first(), 1.0, sign * jnp.where(timestep.discount < 0, -1.0, 1.0))
 
 
 def _open(environment: Environment, num_envs: int, seed: int) -> VectorEnvironment | HostEnvironment:

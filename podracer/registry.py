@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Suite:
     summary: one line.
     package: import name of the library behind the suite, or empty. extra: the pip extra that brings it.
     default_task: the task that contract tests take.
+    opponents: `(task) -> {name: maker}`, fixed opponents for a game for two; `maker()` gives a `podracer.match.Opponent`, or a
+      function for `match.as_opponent`, and imports what it needs only when called. `random` needs no mention.
     """
 
     make: Callable[[str, Any], Any]
@@ -42,6 +44,7 @@ class Suite:
     package: str = ""
     extra: str = ""
     default_task: str = ""
+    opponents: Callable[[str], Mapping[str, Callable[[], Any]]] = lambda task: {}
 
     def available(self) -> bool:
         """Whether the library behind the suite is installed. Imports nothing."""
@@ -59,6 +62,10 @@ class EnvId:
     def make(self, config: Any = None) -> Any:
         """The environment. Raises NotFound for an unknown task, `environment.Unsupported` for what it cannot do."""
         return self.suite.make(self.task, self.suite.config() if config is None else config)
+
+    def opponents(self) -> Mapping[str, Callable[[], Any]]:
+        """Makers of the opponents that the suite offers for this task, by name."""
+        return self.suite.opponents(self.task)
 
 
 def names(group: str) -> list[str]:
@@ -126,6 +133,19 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}: " + (f"did you mean {matches[0]}?" if matches else f"there are {some}")
 
 
+def imported(kind: str, name: str) -> Any:
+    """What `package.module:NAME` names. `kind` says what it should be, for errors. Raises NotFound."""
+    module_name, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an author's file lies in the working directory
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise NotFound(f"{kind} {name!r}: no module {error.name!r}; run from its folder or install its package") from error
+    except AttributeError as error:
+        raise NotFound(f"{kind} {name!r}: {error}") from error
+
+
 @functools.cache
 def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in importlib.metadata.entry_points(group=group)}
@@ -134,15 +154,7 @@ def _entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 def _load(group: str, name: str) -> Any:
     kind = "agent" if group == AGENTS else "environment"
     if ":" in name:
-        module_name, _, attribute = name.partition(":")
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an author's file lies in the working directory
-        try:
-            return getattr(importlib.import_module(module_name), attribute)
-        except ModuleNotFoundError as error:
-            raise NotFound(f"{kind} {name!r}: no module {error.name!r}; run from its folder or install its package") from error
-        except AttributeError as error:
-            raise NotFound(f"{kind} {name!r}: {error}") from error
+        return imported(kind, name)
     points = _entry_points(group)
     if name not in points:
         raise NotFound(unknown(kind, name, names(group)) + f" (podracer {'agents' if group == AGENTS else 'envs'} lists all)")

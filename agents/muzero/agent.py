@@ -75,7 +75,8 @@ class MuZero(Agent[MuZeroConfig]):
             raise ValueError("model=simulator plans from single observations: set agent.history.length=1")
         if len(config.temperatures) != len(config.temperature_updates) + 1:
             raise ValueError(
-                f"{len(config.temperatures)} temperatures need one temperature_updates fewer, not {len(config.temperature_updates)}"
+                f"{len(config.temperatures)} temperatures need as many temperature_updates less one, "
+                f"not {len(config.temperature_updates)}"
             )
         self._full = self._planning(config.search, config.model)
         self._targets = self._full if config.targets == "search" else self._planning(config.one_step_search(), config.model)
@@ -141,6 +142,9 @@ class MuZero(Agent[MuZeroConfig]):
             output = _output(found, action, log_prob)
         past = history.remember(config.history, past, output.action)
         return output, MuZeroActorState(history=past, num_moves=num_moves + 1)
+
+    def played(self, actor_state: ActorState, action: Array) -> ActorState:
+        return actor_state.replace(history=history.played(self.config.history, actor_state.history, action))
 
     def relabel(
         self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str

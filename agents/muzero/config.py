@@ -34,8 +34,9 @@ class EvaluationConfig:
 class Config:
     """MuZero and its relatives.
 
-    network: `mlp`, a torso and a vector as the model's state, or `resnet`, planes (paper). torso, dynamics: of `mlp`. resnet: of
-      `resnet`. bins, head_hidden: of the heads. scale_hidden: scale every model state to [0, 1]. history: of observations.
+    network: `mlp`, a torso and a vector as the model's state, or `resnet`, planes (paper). torso, dynamics: of `mlp`.
+    resnet: of `resnet`. bins, head_hidden: of the heads. scale_hidden: scale every model state to [0, 1]. history: of
+    observations.
 
     search: while acting and for targets. model: `learned`, or `simulator`: the environment itself (then no model is used but
       one is learned still). evaluation: see there.

@@ -21,9 +21,9 @@ def muzero_loss(
 ) -> tuple[Array, Metrics]:
     """Policy, value and reward losses of `K` steps of the model from every one of `T` time steps, `[]` float32.
 
-    `l_0 + 1/K sum_{k=1..K} l_k`, `l = l_p + c_v l_v + c_r l_r` (Schrittwieser et al. 2020, eq. 1 and appendix G): each step of the
-    model weighs 1/K, and lets half of the gradient through to the state before it. Where an episode has terminated
-    the model learns an absorbing state, with rewards and values of 0 and no policy.
+    `l_0 + 1/K sum_{k=1..K} l_k`, `l = l_p + c_v l_v + c_r l_r` (Schrittwieser et al. 2020, eq. 1 and appendix G): each step of
+    the model weighs 1/K, and lets half of the gradient through to the state before it. Where an episode has terminated the
+    model learns an absorbing state, with rewards and values of 0 and no policy.
 
     Args:
       params: online parameters; gradients flow into these alone.

@@ -32,8 +32,8 @@ def make_targets(
 ) -> Targets:
     """Targets from searches. Schrittwieser et al. 2020, eq. 7 and appendix G.
 
-    `z_t = sum_{i < n} gamma^i u_{t+i+1} + gamma^n nu_{t+n}`; a window that would leave the unroll bootstraps at its end, one that
-    meets the end of an episode bootstraps there: from the search value at a truncation, and from nothing at a termination.
+    `z_t = sum_{i < n} gamma^i u_{t+i+1} + gamma^n nu_{t+n}`; a window that would leave the unroll bootstraps at its end, one
+    that meets the end of an episode bootstraps there: from the search value at a truncation, and from nothing at a termination.
 
     Args:
       timestep: `[T+1, B, ...]`.

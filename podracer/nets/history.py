@@ -87,6 +87,14 @@ def remember(config: HistoryConfig, state: ActorState, action: Array) -> ActorSt
     return state.replace(actions=jnp.concatenate([state.actions[:, 1:], newest], axis=1))
 
 
+def played(config: HistoryConfig, state: ActorState, action: Array) -> ActorState:
+    """Puts `action` `[B]`, which was played, in the place of the one that `remember` added last."""
+    if not config.actions:
+        return state
+    newest = action[:, None] == jnp.arange(state.actions.shape[-1])
+    return state.replace(actions=state.actions.at[:, -1].set(newest))
+
+
 def unroll(config: HistoryConfig, state: ActorState, observation: Any, first: Array, action: Array) -> Any:
     """What `push` and `remember` gave step by step.
 

@@ -14,7 +14,7 @@ from podracer.types import Array, Key, Params
 
 
 class Root(NamedTuple):
-    """Where planning starts. policy: parameters `[B, P]`, illegal actions masked. value: `[B]`. state: the model's, `[B, ...]`."""
+    """Where planning starts: policy parameters `[B, P]`, illegal actions masked, value `[B]`, the model's state `[B, ...]`."""
 
     policy: Any
     value: Any
@@ -22,7 +22,7 @@ class Root(NamedTuple):
 
 
 class ModelStep(NamedTuple):
-    """What the model says of an action: reward and discount of the arrival, `[B]`; policy `[B, P]`, value `[B]` and state there.
+    """What the model says of an action: reward and discount of the arrival, `[B]`; policy `[B, P]`, value `[B]`, state there.
 
     The value is that of the player to move there; a discount below 0 says that this is the opponent.
     """
@@ -42,8 +42,8 @@ class Searched(NamedTuple):
     """What planning found.
 
     action: `[B, ...]`, as the environment takes it. log_prob: `[B]` float32, of the choice among the candidates.
-    weights: `[B, N]` float32 with sum 1, the policy to learn. actions: the candidates `[B, N, ...]`, or empty where they are all
-      the discrete ones.
+    weights: `[B, N]` float32 with sum 1, the policy to learn. actions: the candidates `[B, N, ...]`, or empty where they are
+      all the discrete ones.
     value: `[B]` float32, of the root.
     """
 
@@ -72,7 +72,7 @@ class Planner:
             raise ValueError("continuous actions need a search over sampled ones: set search.num_sampled_actions=20")
         if discrete and config.num_sampled_actions > (policy.num_actions or 0):
             raise ValueError(
-                f"search.num_sampled_actions={config.num_sampled_actions} is more than the {policy.num_actions} actions there are"
+                f"search.num_sampled_actions={config.num_sampled_actions} is more than the {policy.num_actions} actions"
             )
 
     def __call__(
@@ -93,8 +93,8 @@ class Planner:
             temperature = jnp.zeros(root.value.shape)
 
         def one(root: Root, legal: Array | None, key: Key, temperature: Array) -> Searched:
-            single = jax.tree.map(lambda x: x[None], (root, legal, temperature))
-            found = self._search(params, *single[:2], key, explore, single[2])
+            root, legal, temperature = jax.tree.map(lambda x: x[None], (root, legal, temperature))
+            found = self._search(params, root, legal, key, explore, temperature)
             return jax.tree.map(lambda x: x[0], found)
 
         return jax.lax.stop_gradient(jax.vmap(one)(root, legal, key, temperature))
@@ -120,7 +120,7 @@ class Planner:
         start = mctx.RootFnOutput(prior_logits=logits, value=root.value, embedding=(root.state, actions))
         search = trees.KINDS[self._config.kind]
         found = search(self._config, params, search_key, start, model, invalid, explore, temperature)
-        return Searched(self._pick(actions, found.index), found.log_prob, found.weights, actions, found.value)
+        return Searched(self._pick(actions, found.choice), found.log_prob, found.weights, actions, found.value)
 
     def _candidates(self, policy: Array, key: Key) -> tuple[Any, Array]:
         """Actions `[B, N, ...]`, or empty for all, and logits of the search's prior over them `[B, N]`."""

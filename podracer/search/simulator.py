@@ -26,7 +26,7 @@ class WithSimulator(JaxEnvironment):
         """Raises Unsupported for an environment outside XLA, or one that keeps PRNG keys in its state."""
         if not isinstance(environment, JaxEnvironment):
             raise Unsupported(
-                f"{environment.spec.name} lives outside XLA, so no search can step it: choose another environment, or the learned model"
+                f"{environment.spec.name} lives outside XLA, so no search can step it: take the learned model there"
             )
         self.environment = environment
         state = jax.eval_shape(environment.reset, jax.random.key(0))[0]

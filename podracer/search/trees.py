@@ -14,12 +14,12 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class Outcome(NamedTuple):
-    """index: `[B]` int32, the action to take, among `N`. log_prob: `[B]`, of it. weights: `[B, N]`, what the policy should be.
+    """choice: `[B]` int32, the action to take, among `N`. log_prob: `[B]`, of it. weights: `[B, N]`, what the policy should be.
 
     value: `[B]`, of the root. tree: the mctx tree.
     """
 
-    index: Array
+    choice: Array
     log_prob: Array
     weights: Array
     value: Array
@@ -58,8 +58,8 @@ def gumbel(
 def puct(
     config: SearchConfig, params: Params, key: Key, root: Any, model: Any, invalid: Array, explore: bool, temperature: Array
 ) -> Outcome:
-    """MuZero's search, `mctx.muzero_policy` to the bit where `uct_depth` sets no limit. Weights are shares of visits; the action
-    is drawn from visits ** (1 / temperature), and is the most visited one at temperature 0.
+    """MuZero's search, `mctx.muzero_policy` to the bit where `uct_depth` sets no limit. Weights are shares of visits; the
+    action is drawn from visits ** (1 / temperature), and is the most visited one at temperature 0.
     """
     key, noise_key, search_key = jax.random.split(key, 3)
     if explore and config.dirichlet_fraction:

@@ -122,6 +122,29 @@ class OutsideEnv(TinyEnv):
         return vector
 
 
+class TinyGame(TinyEnv):
+    """A game for two who move in turn; each is paid for its own right actions."""
+
+    def __init__(self, config: TinyEnvConfig):
+        super().__init__(config)
+        self.spec = self.spec.replace(num_players=2)
+
+    def step(self, state: TinyState, action: Array, key: Key) -> tuple[TinyState, TimeStep]:
+        state, timestep = super().step(state, action, key)
+        return state, timestep.replace(discount=-timestep.discount)
+
+
+def always_right(timestep: TimeStep, key: Key) -> Array:
+    """The opponent that makes no mistake in `TinyGame`."""
+    del key
+    return timestep.observation.argmax(axis=-1)
+
+
+def not_an_action(timestep: TimeStep, key: Key) -> Array:
+    del key
+    return timestep.observation
+
+
 class FailingHost(JaxHost):
     """Raises at its 100th step."""
 
@@ -147,6 +170,7 @@ def _suite(environment: type[TinyEnv] = TinyEnv, **fields: Any) -> registry.Suit
 SUITE = _suite()
 OUTSIDE = _suite(OutsideEnv)
 FAILING = _suite(FailingEnv)
+GAME = _suite(TinyGame, opponents=lambda task: {"right": lambda: always_right})
 MISSING = _suite(package="no_such_library", extra="nothing")
 
 TINY = ("--agent", "tiny_parts:TinyAgent", "--env", "tiny_parts:SUITE", "--set", "anakin.num_envs=16")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from podracer.nets.policies import Categorical, make_policy
-from podracer.search import ModelStep, Planner, Root, SearchConfig
-from podracer.search import trees
+from podracer.search import ModelStep, Planner, Root, SearchConfig, trees
 from podracer.types import EnvironmentSpec
 
 NUM_ACTIONS, WIDTH, BATCH = 3, 8, 5
@@ -25,7 +24,10 @@ def network(seed=0):
 def model(params, state, action, key):
     del key
     state = jnp.tanh(jnp.concatenate([state, jax.nn.one_hot(action, NUM_ACTIONS)], axis=-1) @ params["state"])
-    head = lambda name: (state @ params[name])[:, 0]
+
+    def head(name):
+        return (state @ params[name])[:, 0]
+
     return ModelStep(head("reward"), jnp.full(action.shape, 0.9), state @ params["policy"], head("value"), state)
 
 
@@ -60,7 +62,7 @@ def test_puct_is_mctx_to_the_bit_and_so_is_a_limit_too_deep_to_reach(uct_depth):
     theirs = jax.jit(lambda key: mctx.muzero_policy(params, key, start(params), recurrent, 24))(jax.random.key(2))
     for name in ("children_visits", "node_values", "children_prior_logits"):
         np.testing.assert_array_equal(getattr(found.tree, name), getattr(theirs.search_tree, name))
-    np.testing.assert_array_equal(found.index, theirs.action)
+    np.testing.assert_array_equal(found.choice, theirs.action)
     np.testing.assert_array_equal(found.weights, theirs.action_weights)
 
 
@@ -79,7 +81,7 @@ def test_counts_weights_and_illegal_actions(kind):
     np.testing.assert_array_equal(jnp.sum(found.tree.children_visits[:, 0], axis=-1), 15)
     np.testing.assert_allclose(jnp.sum(found.weights, axis=-1), 1, rtol=1e-5)
     np.testing.assert_array_equal(found.weights[:, 0], 0)
-    assert np.all(found.index != 0)
+    assert np.all(found.choice != 0)
     assert np.all(found.log_prob <= 0)
 
 
