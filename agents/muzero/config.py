@@ -149,6 +149,7 @@ PRESETS: Mapping[str, Preset] = {
             "agent.unroll_length": 9,
             "agent.replay_capacity": 3200,
             "agent.learning_rate": 3e-3,
+            "agent.updates_per_unroll": 4,
             "anakin.num_envs": 32,
         },
     ),
