@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,10 @@ from podracer.agents.muesli.networks import Networks
 from podracer.agents.muesli.policy import make_policy
 from podracer.agents.muesli.targets import compute_targets
 from podracer.config import Preset
-from podracer.nets import recurrent
+from podracer.nets import recurrent, torso
 from podracer.nets.heads import Bins
 from podracer.ops import moments
+from podracer.search import ModelStep, Planner, Root
 from podracer.types import (
     ActorOutput,
     ActorState,
@@ -45,6 +47,8 @@ class Muesli(Agent[MuesliConfig]):
         self._networks = Networks(spec, config, self._policy.size, self._policy.encoded_size)
         # Values belong to the player to move: where players alternate, the next value is the opponent's.
         self._q_discount = -config.discount if spec.num_players == 2 else config.discount
+        searches = config.evaluation == "search"
+        self._planner = Planner(self._policy, self._model_step, config.search) if searches else None
 
     @classmethod
     def presets(cls) -> Mapping[str, Preset]:
@@ -63,13 +67,26 @@ class Muesli(Agent[MuesliConfig]):
         self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
     ) -> tuple[ActorOutput, ActorState]:
         hidden, actor_state = self._networks.step(params, timestep.observation, timestep.first(), actor_state)
-        parameters = self._policy.mask(self._networks.predict(params, hidden).policy, timestep.observation)
-        if mode is Mode.EVALUATE and self.config.evaluation == "greedy":
+        prediction = self._networks.predict(params, hidden)
+        parameters = self._policy.mask(prediction.policy, timestep.observation)
+        if mode is Mode.EVALUATE and self._planner is not None:
+            root = Root(parameters, self._bins.scalar(prediction.value), self._networks.root(params, hidden))
+            legal = torso.legal_actions(timestep.observation)
+            action = self._planner(params, root, legal, key, explore=False).action
+        elif mode is Mode.EVALUATE and self.config.evaluation == "greedy":
             action = self._policy.mode(parameters)
         else:
             action = jax.vmap(self._policy.sample)(parameters, key)
         output = ActorOutput(action=action, log_prob=self._policy.log_prob(parameters, action), logits=parameters)
         return output, actor_state
+
+    def _model_step(self, params: Params, state: Any, action: Array, key: Key) -> ModelStep:
+        """See `podracer.search.planner.Model`."""
+        del key
+        state = self._networks.model_step(params, state, self._policy.encode(action))
+        prediction = self._networks.model_predict(params, state)
+        reward, value = self._bins.scalar(prediction.reward), self._bins.scalar(prediction.value)
+        return ModelStep(reward, jnp.full(value.shape, self._q_discount), prediction.policy, value, state)
 
     def relabel(
         self, train_state: TrainState, trajectory: Trajectory, key: Key, axis_name: str

@@ -9,6 +9,7 @@ from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import BinsConfig
 from podracer.nets.recurrent import CoreConfig
 from podracer.nets.torso import TorsoConfig
+from podracer.search.config import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Config:
 
     model_steps: `K`. model_policy_weight, value_weight, reward_weight: of the losses. dynamics_gradient: what each step of
       the model lets through of the gradient to the state before it.
-    evaluation: `sample` plays the policy in evaluation, `greedy` its most likely action.
+    evaluation: `sample` plays the policy in evaluation, `greedy` its most likely action, `search` what a `search` with the
+      model finds (Hessel et al. 2021, figure 3).
     """
 
     torso: TorsoConfig = TorsoConfig()
@@ -85,7 +87,8 @@ class Config:
     value_weight: float = 0.25
     reward_weight: float = 1.0
     dynamics_gradient: float = 0.5
-    evaluation: Literal["sample", "greedy"] = "sample"
+    evaluation: Literal["sample", "greedy", "search"] = "sample"
+    search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:
         shares = (self.target_share, self.behaviour_share, self.uniform_share)

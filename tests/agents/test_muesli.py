@@ -16,6 +16,7 @@ from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import Bins, BinsConfig
 from podracer.nets.recurrent import CoreConfig
 from podracer.nets.torso import TorsoConfig
+from podracer.search import SearchConfig
 from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
 
 A, T, B = 3, 6, 2
@@ -318,3 +319,20 @@ def test_values_survive_the_bins_and_gradients_flow_into_logits_alone():
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(Config(), **changes)
+
+
+def test_evaluation_with_a_search_is_one_step_of_the_model_where_that_is_all_it_sees():
+    search = SearchConfig(kind="bfs", num_simulations=A, max_depth=1, value_scale=100.0)
+    agent = make(evaluation="search", search=search)
+    state = agent.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(5), x.shape), state.params)
+    now = SPEC.example((16,)).replace(observation=jax.random.normal(jax.random.key(1), (16, 4)))
+    keys = jax.random.split(jax.random.key(2), 16)
+    act = jax.jit(functools.partial(agent.act, mode=Mode.EVALUATE))
+    action = act(params, agent.initial_actor_state(16), now, keys)[0].action
+    hidden, _ = agent._networks.step(params, now.observation, now.first(), agent.initial_actor_state(16))
+    root = jnp.expand_dims(agent._networks.root(params, hidden), 1)
+    reward, value = agent._networks.model_q(params, agent._networks.model_step(params, root, jnp.eye(A)[None]))
+    q = agent._bins.scalar(reward) + SMALL.discount * agent._bins.scalar(value)
+    np.testing.assert_array_equal(action, jnp.argmax(q, axis=-1))
+    assert len(np.unique(action)) > 1
