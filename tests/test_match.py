@@ -67,6 +67,10 @@ class Fixed:
         action = self.choose(params, actor_state, timestep, key)
         return ActorOutput(action=action, log_prob=jnp.zeros_like(timestep.reward)), actor_state
 
+    def played(self, actor_state: Any, action: Any) -> Any:
+        del action
+        return actor_state
+
 
 class Counting(Fixed):
     """Takes action 1 iff its state has counted every time step of the game."""
