@@ -31,6 +31,19 @@ SMALL = {
         "agent.learning_rate=3e-3",
         "anakin.num_envs=16",
     ),
+    "muzero": (
+        "agent.torso.hidden=(64,)",
+        "agent.dynamics.size=64",
+        "agent.bins.num_bins=41",
+        "agent.bins.limit=3.0",
+        "agent.model_steps=3",
+        "agent.search.num_simulations=16",
+        "agent.unroll_length=9",
+        "agent.replay_capacity=3200",
+        "agent.updates_per_unroll=4",
+        "agent.learning_rate=3e-3",
+        "anakin.num_envs=32",
+    ),
     "impala": (
         "agent.torso.hidden=(32,)",
         "agent.unroll_length=10",
@@ -124,6 +137,14 @@ def train(agent, env, num_updates, *settings):
 def test_catch(agent, num_updates):
     learned = train(agent, "catch", num_updates).after
     assert train(agent, "catch", num_updates, "agent.learning_rate=0").after < -0.3
+    assert learned > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gumbel", "puct"])
+def test_muzero_learns_catch(kind):
+    learned = train("muzero", "catch", 340, f"agent.search.kind={kind}").after
+    assert train("muzero", "catch", 100, f"agent.search.kind={kind}", "agent.learning_rate=0").after < 0.0
     assert learned > 0.8
 
 
