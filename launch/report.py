@@ -130,10 +130,7 @@ def describe(job: JobConfig, stats: list[EpisodeStats]) -> list[str]:
             f"{seed}evaluation over {len(one.returns)} episodes: return {one.returns.mean():.3f} "
             f"(std {one.returns.std():.3f}), length {one.lengths.mean():.1f}"
         )
-    if len(stats) > 1:
-        low, median, high = np.quantile([s.returns.mean() for s in stats], [0.25, 0.5, 0.75])
-        lines.append(f"over {len(stats)} seeds: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
-    return lines
+    return lines + _over_seeds([s.returns for s in stats])
 
 
 def describe_match(job: JobConfig, games: list[MatchStats], opponent: str) -> list[str]:
@@ -146,10 +143,15 @@ def describe_match(job: JobConfig, games: list[MatchStats], opponent: str) -> li
             f"{seed}{len(one.returns)} games against {opponent}: {whole} (as first player {first}; as second {second}); "
             f"mean return {one.returns.mean():.3f} (standard error {one.standard_error:.3f})"
         )
-    if len(games) > 1:
-        low, median, high = np.quantile([one.returns.mean() for one in games], [0.25, 0.5, 0.75])
-        lines.append(f"over {len(games)} seeds: median {median:.3f}, quartiles {low:.3f} to {high:.3f}")
-    return lines
+    return lines + _over_seeds([one.returns for one in games])
+
+
+def _over_seeds(returns: list[np.ndarray]) -> list[str]:
+    """A line about the population, where there is one."""
+    if len(returns) < 2:
+        return []
+    low, median, high = np.quantile([one.mean() for one in returns], [0.25, 0.5, 0.75])
+    return [f"over {len(returns)} seeds: median {median:.3f}, quartiles {low:.3f} to {high:.3f}"]
 
 
 def _results(wins: int, draws: int, losses: int) -> str:
