@@ -152,10 +152,14 @@ class MuZero(Agent[MuZeroConfig]):
         del axis_name
         config, taken, params = self.config, trajectory.actor_output, train_state.target_params
         stacked = self._stacked(trajectory)
-        _, last_value, _ = self._predict(params, jax.tree.map(lambda x: x[-1], stacked))
         weights, actions = jax.tree.map(_pad_last, (taken.search_weights, taken.search_actions))
-        value = jnp.concatenate([taken.value, last_value[None]])
-        searched = jnp.concatenate([jnp.ones(taken.value.shape), jnp.zeros((1, *last_value.shape))])
+        if config.bootstrap == "target":
+            shape = trajectory.timestep.reward.shape
+            value = self._predict(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked))[1].reshape(shape)
+        else:
+            _, last_value, _ = self._predict(params, jax.tree.map(lambda x: x[-1], stacked))
+            value = jnp.concatenate([taken.value, last_value[None]])
+        searched = jnp.ones(value.shape).at[-1].set(0.0)
         # Replayed columns come after online ones: those whose searches are oldest are searched again first.
         num = round(config.reanalyze_share * key.shape[0])
         if num:

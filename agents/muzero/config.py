@@ -49,7 +49,10 @@ class Config:
     unroll_length: `T`. replay_share, replay_capacity (in unrolls), updates_per_unroll: of data. priority_exponent: alpha, of
       replay by `|search value - target|`; importance_exponent: beta. microbatch: see `DataSpec`.
     reanalyze_share: share of the batch that is searched again, with the target network, before it is learned from.
-    target_period: updates between copies to the target network, which reanalyses, and guesses where no search is.
+    bootstrap: what value targets bootstrap from: `search`, the values that the searches found while acting, or `target`, those
+      of the target network today (Schrittwieser et al. 2021): old searches in a long replay know old values. Where a column is
+      reanalysed it is the new search in either case.
+    target_period: updates between copies to the target network, which reanalyses, bootstraps, and guesses where no search is.
 
     discount: the agent's own. return_steps: `n` of value targets, or more than T for returns to the end of the unroll.
     model_steps: `K`. dynamics_gradient: what each step of the model lets through of the gradient to the state before it.
@@ -84,6 +87,7 @@ class Config:
     importance_exponent: float = 1.0
     microbatch: int = 0
     reanalyze_share: float = 0.0
+    bootstrap: Literal["search", "target"] = "search"
     target_period: int = 100
 
     discount: float = 0.997
@@ -140,6 +144,29 @@ _SMALL: Mapping[str, Any] = {
     "agent.search.num_simulations": 16,
 }
 
+# Many small gradient steps, and values from the target network: those that old searches found are far behind.
+_CARTPOLE = Preset(
+    num_steps=1_200_000,
+    overrides={
+        **_SMALL,
+        "agent.torso.hidden": (64, 64),
+        "agent.bins.limit": 16.0,
+        "agent.search.num_simulations": 12,
+        "agent.search.value_scale": 0.05,
+        "agent.temperatures": (1.0, 0.5, 0.25),
+        "agent.temperature_updates": (5000, 10_000),
+        "agent.unroll_length": 20,
+        "agent.replay_capacity": 32_000,
+        "agent.bootstrap": "target",
+        "agent.target_period": 50,
+        "agent.discount": 0.99,
+        "agent.learning_rate": 1e-3,
+        "agent.decay_updates": 15_000,
+        "anakin.num_envs": 16,
+        "anakin.minibatches": 4,
+    },
+)
+
 PRESETS: Mapping[str, Preset] = {
     "catch": Preset(
         num_steps=100_000,
@@ -153,4 +180,6 @@ PRESETS: Mapping[str, Preset] = {
             "anakin.num_envs": 32,
         },
     ),
+    "gymnax/CartPole-v1": _CARTPOLE,
+    "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
 }
