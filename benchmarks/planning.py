@@ -1,0 +1,219 @@
+"""What planning is good for, made small: Hamrick et al. 2021, https://arxiv.org/abs/2011.04021, with MuZero on Minipacman.
+
+    python benchmarks/planning.py [variants depth evaluation] [--out DIR] [--seeds N] [--steps N]
+
+* variants, figure 3: One-Step, Learn, Data, Learn+Data and Learn+Data+Eval after the same number of environment steps. Claim:
+  planning helps most in learning, by its targets and by the data it leads to; planning in evaluation adds little.
+* depth, figure 5: `D_tree` of 1, 2, 4 and 8 actions, and `D_UCT` of 0, 1 and unlimited, with the same number of simulations
+  (PUCT). Claim: shallow trees with simple Monte-Carlo rollouts do as well.
+* evaluation, figures 6 and 7: the agent of Learn+Data, evaluated with 0 to 32 simulations, in the learned model and in the
+  true environment, in the mazes that it was trained in and in unseen ones. Claim: planning alone does not generalise.
+
+Trains on 8 mazes of `minipacman/mini`; the seeds of a row are one population. Prints a JSON line for each row and leaves for
+each experiment a table (variants.md) and a figure (variants.png) in `--out`. A score is the mean return of `--episodes`
+evaluation episodes of a seed; rows show median, least and greatest over seeds.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from podracer import config
+from podracer.agents.muzero.config import VARIANTS
+from podracer.evaluate import Evaluator
+from podracer.launch import job as jobs
+from podracer.launch.loop import Counters, updates
+from podracer.runtimes.anakin import Anakin
+
+_MAZES = 8
+SETTINGS: Mapping[str, Any] = {
+    "env.num_mazes": _MAZES,
+    "agent.torso.hidden": (64,),
+    "agent.dynamics.size": 64,
+    "agent.bins.num_bins": 41,
+    "agent.bins.limit": 6.0,
+    "agent.model_steps": 3,
+    "agent.search.num_simulations": 8,
+    "agent.search.value_scale": 0.05,
+    "agent.unroll_length": 20,
+    "agent.replay_capacity": 3200,
+    "agent.bootstrap": "target",
+    "agent.target_period": 50,
+    "agent.discount": 0.97,
+    "agent.learning_rate": 1e-3,
+    "anakin.num_envs": 16,
+    "anakin.minibatches": 4,
+}
+_UNSEEN = {"env.first_maze": _MAZES, "env.num_mazes": 100}
+_POLICY = {"agent.evaluation.act": "sample"}
+_PUCT = {"agent.search.kind": "puct"}
+LABELS = {
+    "one_step": "One-Step",
+    "learn": "Learn",
+    "data": "Data",
+    "learn_data": "Learn+Data",
+    "learn_data_eval": "Learn+Data+Eval",
+}
+BUDGETS = (0, 2, 8, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A trained agent and how it is evaluated, as overrides over SETTINGS; rows that train alike are trained once."""
+
+    experiment: str
+    label: str
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+
+def rows(experiment: str) -> list[Row]:
+    """The rows of one of EXPERIMENTS."""
+    if experiment == "variants":
+        found = []
+        for name, label in LABELS.items():
+            settings = VARIANTS[name]
+            act = {key: value for key, value in settings.items() if key.startswith("agent.evaluation")}
+            found.append(Row(experiment, label, {key: settings[key] for key in settings if key not in act}, act))
+        return found
+    if experiment == "depth":
+        trees = [Row(experiment, f"D_tree={depth}", {**_PUCT, "agent.search.max_depth": depth}, {}) for depth in (1, 2, 4, 8)]
+        ucts = [(0, "D_UCT=0"), (1, "D_UCT=1"), (-1, "D_UCT unlimited")]
+        # No simulation is deeper than their number: the last one trains as D_tree=8 does.
+        limit = {**_PUCT, "agent.search.max_depth": 8}
+        return trees + [
+            Row(experiment, label, {**limit, **({"agent.search.uct_depth": depth} if depth >= 0 else {})}, {})
+            for depth, label in ucts
+        ]
+    training = {key: value for key, value in VARIANTS["learn_data"].items() if not key.startswith("agent.evaluation")}
+    found = []
+    for place, mazes in (("seen", {}), ("unseen", _UNSEEN)):
+        for model in ("learned", "simulator"):
+            for budget in BUDGETS:
+                search = {"agent.evaluation.num_simulations": budget, "agent.evaluation.model": model} if budget else _POLICY
+                found.append(Row(experiment, f"{place}, {model}, {budget}", training, {**mazes, **search}))
+    return found
+
+
+EXPERIMENTS = ("variants", "depth", "evaluation")
+
+
+def make_job(settings: Mapping[str, Any], steps: int, seeds: int) -> Any:
+    """The job that the command line would make."""
+    request = jobs.Request(runtime="anakin", agent="muzero", env="minipacman/mini", steps=steps, seeds=seeds)
+    return config.override(jobs.new_job(request)[0], {**SETTINGS, **settings})
+
+
+def train(settings: Mapping[str, Any], steps: int, seeds: int) -> tuple[list[Any], float]:
+    """What each seed acts with after `steps` agent steps, and seconds."""
+    start = time.perf_counter()
+    parts = jobs.build(make_job(settings, steps, seeds))
+    runtime = Anakin(parts.agent, parts.environment, parts.plan)
+    *_, (state, _, _) = updates(runtime, runtime.init(), Counters(), steps)
+    return [runtime.actor_params(state, seed) for seed in range(seeds)], time.perf_counter() - start
+
+
+def score(row: Row, params: Sequence[Any], steps: int, episodes: int) -> np.ndarray:
+    """`[S]`: mean evaluation return of each seed."""
+    agent, environment = jobs.build_agent(make_job({**row.training, **row.evaluation}, steps, len(params)))
+    evaluator = Evaluator(agent, environment, episodes)
+    try:
+        return np.array([evaluator.run(one).returns.mean() for one in params])
+    finally:
+        evaluator.close()
+
+
+def line(row: Row, scores: np.ndarray, steps: int, episodes: int, seconds: float) -> dict[str, Any]:
+    """For people and programs: one JSON line."""
+    return {
+        "benchmark": "planning",
+        "experiment": row.experiment,
+        "case": row.label,
+        "settings": {**row.training, **row.evaluation},
+        "num_steps": steps,
+        "episodes": episodes,
+        "seeds": len(scores),
+        "return_median": round(float(np.median(scores)), 3),
+        "return_min": round(float(np.min(scores)), 3),
+        "return_max": round(float(np.max(scores)), 3),
+        "training_seconds": round(seconds, 1),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "cores": os.cpu_count(),
+    }
+
+
+def write_table(results: Sequence[tuple[Row, np.ndarray]], steps: int, path: Path) -> None:
+    """A markdown table, one line a row."""
+    lines = [f"| {steps:,} steps a seed | median | least | greatest | seeds |", "|---|---|---|---|---|"]
+    for row, scores in results:
+        figures = " | ".join(f"{value:.2f}" for value in (np.median(scores), scores.min(), scores.max()))
+        lines.append(f"| {row.label} | {figures} | {len(scores)} |")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_figure(results: Sequence[tuple[Row, np.ndarray]], path: Path) -> None:
+    """Bars, medians with a line from the least to the greatest seed; of `evaluation` curves in a band, against the budget."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if results[0][0].experiment == "evaluation":
+        for i in range(0, len(results), len(BUDGETS)):
+            values = np.array([scores for _, scores in results[i : i + len(BUDGETS)]])
+            label = results[i][0].label.rsplit(",", 1)[0]
+            axes.plot(range(len(BUDGETS)), np.median(values, axis=1), ".-", label=label)
+            axes.fill_between(range(len(BUDGETS)), values.min(axis=1), values.max(axis=1), alpha=0.15)
+        axes.set_xticks(range(len(BUDGETS)), [str(budget) if budget else "policy" for budget in BUDGETS])
+        axes.set(xlabel="simulations in evaluation")
+        axes.legend(title="mazes, model")
+    else:
+        values = np.array([scores for _, scores in results])
+        middle = np.median(values, axis=1)
+        axes.bar([row.label for row, _ in results], middle, yerr=[middle - values.min(axis=1), values.max(axis=1) - middle])
+        axes.tick_params(axis="x", labelrotation=20)
+    axes.set(ylabel="evaluation return", title="minipacman/mini")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is given")
+    parser.add_argument("--out", type=Path, default=Path("runs/planning_benchmark"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100_000, help="agent steps of a seed")
+    parser.add_argument("--episodes", type=int, default=128)
+    options = parser.parse_args()
+    experiments = options.experiments or EXPERIMENTS
+    if unknown := [name for name in experiments if name not in EXPERIMENTS]:
+        parser.error(f"there is no {unknown[0]}: choose of {', '.join(EXPERIMENTS)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    trained: dict[str, tuple[list[Any], float]] = {}
+    for experiment in experiments:
+        results = []
+        for row in rows(experiment):
+            key = json.dumps(row.training, sort_keys=True)
+            if key not in trained:
+                trained[key] = train(row.training, options.steps, options.seeds)
+            params, seconds = trained[key]
+            scores = score(row, params, options.steps, options.episodes)
+            print(json.dumps(line(row, scores, options.steps, options.episodes, seconds)), flush=True)
+            results.append((row, scores))
+        write_table(results, options.steps, options.out / f"{experiment}.md")
+        write_figure(results, options.out / f"{experiment}.png")
+
+
+if __name__ == "__main__":
+    main()
