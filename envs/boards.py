@@ -29,6 +29,6 @@ def pick(score: Array, count: int) -> Array:
     return jnp.stack(chosen) if chosen else jnp.zeros((0,), jnp.int32)
 
 
-def uniform_index(noise: Array, count: int) -> Array:
-    """An integer of 0 to `count - 1`, `[]` int32. noise: `[]` float32 in [0, 1), which may round up to `count` itself."""
+def uniform_index(noise: Array, count: int | np.ndarray) -> Array:
+    """Integers of 0 to `count - 1`, `[...]` int32. noise: `[...]` float32 in [0, 1), which may round up to `count` itself."""
     return jnp.minimum(jnp.floor(noise * count).astype(jnp.int32), count - 1)

@@ -9,7 +9,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,11 @@ from dm_env import specs
 from podracer import registry, types
 from podracer.config import ConfigError
 from podracer.environment import JaxEnvironment, TimeLimit
-from podracer.envs import drawing
+from podracer.envs import boards, drawing
+from podracer.envs.boards import MOVES
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
 EMPTY, WALL, GOAL, TRAP, KEY, DOOR, CUE_UP, CUE_DOWN = range(8)
-MOVES = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], np.int32)  # up, right, down, left
 CHANNELS = ("wall", "target", "key", "door", "cue_up", "cue_down", "agent", "has_key")
 
 
@@ -83,7 +83,7 @@ class Gridworld(JaxEnvironment):
         blocked = (kind == WALL) | (kind >= CUE_UP) | ((kind == DOOR) & ~state.has_key)
         position = jnp.where(blocked, state.position, target)
         used = ((kind == KEY) | (kind == DOOR)) & ~blocked
-        cells = jnp.where(_at(state.cells.shape, target) & used, EMPTY, state.cells).astype(jnp.int8)
+        cells = jnp.where(boards.at(state.cells.shape, target) & used, EMPTY, state.cells).astype(jnp.int8)
         state = GridState(cells=cells, position=position, has_key=state.has_key | (kind == KEY))
         reward = jnp.where(kind == GOAL, 1.0, jnp.where(kind == TRAP, -1.0, 0.0))
         return state, types.transition(reward, self._observe(state), terminated=(kind == GOAL) | (kind == TRAP))
@@ -91,7 +91,7 @@ class Gridworld(JaxEnvironment):
     def render(self, state: GridState) -> Array:
         """The whole board, 16 pixels a cell: the agent red, the goal green, a trap purple, key and door yellow and brown."""
         kinds = state.cells[..., None] == jnp.arange(1, 8)
-        agent = _at(state.cells.shape, state.position)[..., None]
+        agent = boards.at(state.cells.shape, state.position)[..., None]
         return drawing.paint(jnp.concatenate([kinds, agent], axis=-1), _COLOURS)
 
     def _observe(self, state: GridState) -> Array:
@@ -108,7 +108,7 @@ class Gridworld(JaxEnvironment):
             cells == DOOR,
             cells == CUE_UP,
             cells == CUE_DOWN,
-            _at(cells.shape, position),
+            boards.at(cells.shape, position),
             jnp.broadcast_to(state.has_key, cells.shape),
         )
         return jnp.stack(layers, axis=-1).astype(jnp.uint8) * 255
@@ -129,11 +129,6 @@ _COLOURS = np.array(
 )
 
 
-def _at(shape: tuple[int, ...], position: Array) -> Array:
-    """`[H, W]` bool, true at `position`."""
-    return (jnp.arange(shape[0])[:, None] == position[0]) & (jnp.arange(shape[1])[None, :] == position[1])
-
-
 def _walled(size: int) -> np.ndarray:
     cells = np.full((size, size), WALL, np.int8)
     cells[1:-1, 1:-1] = EMPTY
@@ -145,17 +140,8 @@ def _walled(size: int) -> np.ndarray:
 
 def _draw_cells(noise: Array, allowed: Array, count: int) -> Array:
     """`count` different cells `[count, 2]` int32, uniformly among those `allowed` `[H, W]`. noise: `[H, W]` in [0, 1)."""
-    score = jnp.where(allowed, noise, -1.0).reshape(-1)
-    chosen = []
-    for _ in range(count):
-        chosen.append(jnp.argmax(score))
-        score = score.at[chosen[-1]].set(-1.0)
-    return jnp.stack(jnp.divmod(jnp.stack(chosen), allowed.shape[1]), axis=-1).astype(jnp.int32)
-
-
-def _draw_integers(noise: Array, low: Any, high: Any) -> Array:
-    """Integers in [low, high), uniformly. noise in [0, 1)."""
-    return (low + jnp.floor(noise * (high - low))).astype(jnp.int32)
+    chosen = boards.pick(jnp.where(allowed, noise, -1.0).reshape(-1), count)
+    return jnp.stack(jnp.divmod(chosen, allowed.shape[1]), axis=-1)
 
 
 def _start_and_goal(noise: Array, cells: Array) -> GridState:
@@ -171,7 +157,7 @@ def _four_rooms(key: Key, size: int) -> GridState:
     noise = jax.random.uniform(key, (size + 1, size))
     middle, rows, columns = size // 2, np.arange(size)[:, None], np.arange(size)[None, :]
     low, high = np.array([1, 1, middle + 1, middle + 1]), np.array([middle, middle, size - 1, size - 1])
-    top, left, bottom, right = _draw_integers(noise[0, :4], low, high)
+    top, left, bottom, right = low + boards.uniform_index(noise[0, :4], high - low)
     gap = ((columns == middle) & ((rows == top) | (rows == bottom))) | (
         (rows == middle) & ((columns == left) | (columns == right))
     )
@@ -182,8 +168,8 @@ def _four_rooms(key: Key, size: int) -> GridState:
 
 def _key_door(key: Key, size: int) -> GridState:
     noise = jax.random.uniform(key, (2 * size + 1, size))
-    wall = _draw_integers(noise[0, 0], 2, size - 2)
-    door = _draw_integers(noise[0, 1], 1, size - 1)
+    wall = 2 + boards.uniform_index(noise[0, 0], size - 4)
+    door = 1 + boards.uniform_index(noise[0, 1], size - 2)
     columns = np.arange(size)[None, :]
     free = jnp.asarray(_walled(size)) == EMPTY
     start, treasure = _draw_cells(noise[1 : size + 1], free & (columns < wall), 2)

@@ -9,16 +9,25 @@ import numpy as np
 import pytest
 from dm_env import specs
 
+from podracer import registry
 from podracer.agents.muzero.agent import MuZero
 from podracer.agents.muzero.config import Config, EvaluationConfig
-from podracer.agents.muzero.losses import priorities
-from podracer.agents.muzero.targets import make_targets
+from podracer.agents.muzero.losses import muzero_loss, priorities
+from podracer.agents.muzero.networks import Prediction
+from podracer.agents.muzero.targets import Targets, make_targets
+from podracer.checkpoint import Checkpoints, tree_sha256
+from podracer.config import JobConfig, override
 from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import Bins, BinsConfig
 from podracer.nets.history import HistoryConfig
+from podracer.nets.policies import Categorical
 from podracer.nets.torso import TorsoConfig
+from podracer.ops import columns
+from podracer.plan import make_plan
+from podracer.runtimes.anakin import Anakin
 from podracer.search import SearchConfig
-from podracer.types import FIRST, LAST, MID, EnvironmentSpec, Mode, TimeStep, Trajectory
+from podracer.stores import ring
+from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
 
 A, T, B = 3, 6, 4
 SMALL = Config(
@@ -161,6 +170,63 @@ def test_loss_by_hand_with_an_absorbing_end():
     np.testing.assert_allclose(loss, np.sum(weights * total / predictions), rtol=1e-4)
 
 
+class Linear:
+    """Networks that are matrices, with a model that leaves its state as it is."""
+
+    @staticmethod
+    def root(params, observation):
+        return observation @ params["root"]
+
+    @staticmethod
+    def step(params, state, action):
+        return state + action @ params["step"]
+
+    @staticmethod
+    def predict(params, state):
+        return Prediction(state @ params["policy"], state @ params["value"])
+
+    @staticmethod
+    def reward(params, state):
+        return state @ params["reward"]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+@pytest.mark.parametrize("dynamics_gradient", [0.5, 0.25])
+def test_model_steps_weigh_one_in_k_and_let_half_of_the_gradient_through(num_steps, dynamics_gradient):
+    """A model that changes nothing, and constant targets: every prediction has the loss, and the gradient, of the root's."""
+    config = dataclasses.replace(
+        SMALL, model_steps=num_steps, dynamics_gradient=dynamics_gradient, value_weight=1.0, reward_weight=0.0
+    )
+    bins, rng, ones = Bins(config.bins), np.random.default_rng(0), jnp.ones((T + 1, B))
+    shapes = {"root": (4, 8), "policy": (8, A), "value": (8, bins.num_bins), "reward": (8, bins.num_bins)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    params["step"] = jnp.zeros((A, 8))
+    observation = jnp.broadcast_to(jnp.asarray(rng.normal(size=4), jnp.float32), (T + 1, B, 4))
+    weights = jnp.broadcast_to(jnp.array([0.2, 0.3, 0.5]), (T + 1, B, A))
+    trajectory = Trajectory(
+        timestep=timesteps([MID] * (T + 1)),
+        actor_output=ActorOutput(action=jnp.zeros((T, B), jnp.int32), log_prob=jnp.zeros((T, B))),
+        actor_state=(),
+        targets=Targets(weights, (), 1.5 * ones, ones, ones, ones, {}),
+    )
+
+    def alone(params):
+        prediction = Linear.predict(params, Linear.root(params, observation[0, 0]))
+        policy_loss = -jnp.sum(weights[0, 0] * jax.nn.log_softmax(prediction.policy))
+        return policy_loss + bins.cross_entropy(prediction.value, jnp.float32(1.5))
+
+    def whole(params):
+        return muzero_loss(params, Linear, Categorical(A), bins, config, observation, trajectory)[0]
+
+    expected, found = jax.grad(alone)(params), jax.grad(whole)(params)
+    # Of the predictions after k steps there are T - k + 1. Together they weigh as much as those at the root.
+    steps = np.arange(1, num_steps + 1)
+    through = np.average(dynamics_gradient**steps, weights=T - steps + 1)
+    np.testing.assert_allclose(whole(params), 2 * alone(params), rtol=1e-5)
+    for name, scale in (("policy", 2), ("value", 2), ("root", 1 + through)):
+        np.testing.assert_allclose(found[name], scale * expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_what_lies_beyond_a_termination_is_absorbing():
     agent = make(model_steps=3)
     timestep = timesteps([FIRST, MID, LAST, FIRST, MID, MID, MID], [1, 1, 0, 1, 1, 1, 1])
@@ -195,6 +261,63 @@ def test_importance_weighs_columns():
     whole = loss(slice(None), importance)
     parts = [jnp.sqrt(w) * loss(slice(i, i + 1), jnp.ones(1)) for i, w in enumerate(importance)]
     np.testing.assert_allclose(whole, np.mean(parts), rtol=1e-4)
+
+
+def test_importance_makes_prioritised_replay_uniform_in_expectation():
+    """With beta = 1 the loss of what is drawn by priority is that of all that is stored, each as often."""
+    num, priority = 4000, jnp.array([[8.0, 1.0, 0.5, 4.0]])
+    agent = make(priority_exponent=0.7)
+    # Where priorities are small most is masked, and the loss is small too.
+    timestep, broken = timesteps([MID] * (T + 1)), jnp.array([LAST, FIRST] * (T // 2) + [LAST])
+    step_type = timestep.step_type.at[:, 1:3].set(broken[:, None])
+    train_state, stored = unroll(agent, timestep.replace(step_type=step_type))
+    unrolls = columns.batch_major(stored)
+    replay = ring.init(jax.tree.map(lambda x: x[:1], unrolls), B, prioritized=True)
+    for i in range(B):
+        replay, _ = ring.insert(replay, jax.tree.map(lambda x, i=i: x[i : i + 1], unrolls))
+    replay = ring.prioritize(replay, jnp.arange(B)[None], priority)
+
+    @jax.jit
+    def loss(unrolls, importance):
+        trajectory = columns.batch_major(unrolls).replace(importance=importance)
+        keys = jax.random.split(jax.random.key(0), num)
+        _, trajectory = agent.relabel(train_state, trajectory, keys, "devices")
+        return agent.loss(train_state.params, train_state, trajectory, None)[0]
+
+    drawn, _, importance = ring.sample(replay, jax.random.key(1)[None], num, agent.data_spec().priority_exponent)
+    drawn, every = (jax.tree.map(f, t) for f, t in ((lambda x: x[0], drawn), (lambda x: jnp.repeat(x, num // B, 0), unrolls)))
+    ones = jnp.ones(num)
+    np.testing.assert_allclose(loss(drawn, importance[0]), loss(every, ones), rtol=0.02)
+    assert loss(drawn, ones) > 1.2 * loss(every, ones)  # the negative control
+
+
+@pytest.mark.parametrize("bootstrap", ["search", "target"])
+@pytest.mark.parametrize("num_steps", [2, 50])
+def test_value_targets_bootstrap_from_stored_searches_or_from_the_target_network(bootstrap, num_steps):
+    agent = make(bootstrap=bootstrap, return_steps=num_steps)
+    timestep = timesteps([MID, MID, LAST, FIRST, MID, MID, MID])  # with a truncation, which bootstraps too
+    train_state, trajectory = unroll(agent, timestep)
+    shifted = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(3), x.shape), train_state.params)
+    train_state = train_state.replace(target_params=shifted)
+    now = jax.vmap(lambda x: agent._predict(shifted, x)[1])(timestep.observation)
+    assert np.min(np.abs(now[:-1] - trajectory.actor_output.value)) > 0.01
+    value = now if bootstrap == "target" else jnp.concatenate([trajectory.actor_output.value, now[-1:]])
+    if bootstrap == "target":  # what the searches found is not looked at
+        poison = jnp.full((T, B), jnp.nan)
+        trajectory = trajectory.replace(actor_output=trajectory.actor_output.replace(value=poison))
+    targets = relabel(agent, train_state, trajectory).targets
+    expected = reference_values(timestep, np.asarray(value), SMALL.discount, num_steps)
+    np.testing.assert_allclose(targets.value, expected, atol=1e-3)  # float32 cannot invert the bins' transform any better
+    np.testing.assert_allclose(targets.search_value, value, atol=1e-3)
+    assert jax.tree.all(jax.tree.map(lambda x: bool(np.all(np.isfinite(x))), targets))
+
+
+def test_reanalysed_columns_bootstrap_from_their_new_searches_in_either_case():
+    search, target = (make(bootstrap=name, reanalyze_share=0.5) for name in ("search", "target"))
+    train_state, trajectory = unroll(search, timesteps([MID] * (T + 1)))
+    one, two = (relabel(agent, train_state, trajectory).targets for agent in (search, target))
+    np.testing.assert_array_equal(one.value[:, B // 2 :], two.value[:, B // 2 :])
+    assert np.any(one.value[:, : B // 2] != two.value[:, : B // 2])
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
@@ -288,6 +411,41 @@ def test_the_target_network_is_a_copy_from_time_to_time():
     old, new = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
     for num_updates, expected in ((1, 0), (2, 0), (3, 1), (4, 0), (6, 1)):
         np.testing.assert_array_equal(agent.update_target(new, old, jnp.int32(num_updates))["w"], expected)
+
+
+def test_a_run_with_priorities_and_reanalysis_resumes_bit_for_bit(tmp_path):
+    """8 updates, a checkpoint and 8 more are 16 updates: parameters, target network, optimizer, replay and its priorities."""
+    config = dataclasses.replace(
+        SMALL,
+        search=SearchConfig(num_simulations=4),
+        unroll_length=5,
+        replay_share=0.5,
+        replay_capacity=3 * 8,  # overwritten before the first half is over
+        priority_exponent=0.7,
+        reanalyze_share=0.25,
+        updates_per_unroll=2,
+        target_period=6,
+    )
+    env = registry.env("catch")
+    job = JobConfig(agent_name="muzero", env_name="catch", agent=config, env=env.suite.config())
+    job, environment = override(job, {"anakin.num_envs": 8}), env.make(job.env)
+    agent = MuZero(environment.spec, config)
+    runtime = Anakin(agent, environment, make_plan(job, agent, environment.spec, 1))
+
+    def after(state, num_updates):
+        state, _ = runtime.run(state, num_updates)
+        return state, [tree_sha256(x) for x in (state.train_state.params, state.replay, runtime.checkpoint(state))]
+
+    state, half = after(runtime.init(), 8)
+    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints.save(8, runtime.checkpoint(state), [runtime.actor_params(state)], {}, wait=True)
+    checkpoints.close()
+    saved = Checkpoints(tmp_path, {}).restore(runtime.init())
+    _, resumed = after(runtime.restore(saved.state), 8)
+    state, once = after(runtime.init(), 16)
+    assert resumed == once
+    assert not set(half) & set(once)
+    assert len(np.unique(state.replay.priority)) > 8  # they were set, and to more than what new unrolls get
 
 
 def test_what_cannot_be_is_refused_in_one_line():
