@@ -47,8 +47,10 @@ class Config:
       so many moves of an episode it is 0; 0 leaves it.
 
     unroll_length: `T`. replay_share, replay_capacity (in unrolls), updates_per_unroll: of data. priority_exponent: alpha, of
-      replay by `|search value - target|`; importance_exponent: beta. microbatch: see `DataSpec`.
-    reanalyze_share: share of the batch that is searched again, with the target network, before it is learned from.
+      replay by `|value - target|`, of the value that targets bootstrap from; importance_exponent: beta, of weights that are
+      not normalised, so that at 1 the mean is unbiased. microbatch: see `DataSpec`.
+    reanalyze_share: share of each device's batch that is searched again, with the target network, before it is learned from:
+      its last columns. Which these are depends on the number of devices.
     bootstrap: what value targets bootstrap from: `search`, the values that the searches found while acting, or `target`, those
       of the target network today (Schrittwieser et al. 2021): old searches in a long replay know old values. Where a column is
       reanalysed it is the new search in either case.

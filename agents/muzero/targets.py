@@ -13,7 +13,8 @@ class Targets(NamedTuple):
     """For T+1 time steps.
 
     weights: `[T+1, B, N]` float32, search policies; actions: those they weigh, `[T+1, B, N, ...]`, or empty for all.
-    value: `[T+1, B]` float32, n-step returns; search_value: `[T+1, B]`, of the searches that they bootstrap from.
+    value: `[T+1, B]` float32, n-step returns; search_value: `[T+1, B]`, what they bootstrap
+    from, of searches or (`bootstrap=target`) of the target network.
     searched: `[T+1, B]` float32, 1 where there was a search; known: 1 where `value` is more than the network's own guess.
     metrics: of this computation.
     """
