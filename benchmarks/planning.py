@@ -192,8 +192,8 @@ def main() -> None:
     parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is given")
     parser.add_argument("--out", type=Path, default=Path("runs/planning_benchmark"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100_000, help="agent steps of a seed")
-    parser.add_argument("--episodes", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=60_000, help="agent steps of a seed")
+    parser.add_argument("--episodes", type=int, default=64)
     options = parser.parse_args()
     experiments = options.experiments or EXPERIMENTS
     if unknown := [name for name in experiments if name not in EXPERIMENTS]:
