@@ -50,7 +50,9 @@ def bare_search(agent: Any, config: SearchConfig) -> Callable[[Any, Any, jax.Arr
 
     def model(params: Any, key: jax.Array, action: jax.Array, state: Any) -> Any:
         step = agent._step(params, state, action, key)
-        return mctx.RecurrentFnOutput(step.reward, step.discount, step.policy, step.value), step.state
+        return mctx.RecurrentFnOutput(
+            reward=step.reward, discount=step.discount, prior_logits=step.policy, value=step.value
+        ), step.state
 
     if config.kind == "gumbel":
         qtransform = functools.partial(mctx.qtransform_completed_by_mix_value, value_scale=config.value_scale)
@@ -62,7 +64,8 @@ def bare_search(agent: Any, config: SearchConfig) -> Callable[[Any, Any, jax.Arr
 
     def search(params: Any, observation: Any, key: jax.Array) -> Any:
         logits, value, hidden = agent._predict(params, observation)
-        return policy(params, key, mctx.RootFnOutput(logits, value, hidden), model, config.num_simulations).action
+        root = mctx.RootFnOutput(prior_logits=logits, value=value, embedding=hidden)
+        return policy(params, key, root, model, config.num_simulations).action
 
     return search
 
