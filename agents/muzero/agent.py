@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from podracer.agent import Agent, DataSpec
@@ -77,6 +78,13 @@ class MuZero(Agent[MuZeroConfig]):
             raise ValueError(
                 f"{len(config.temperatures)} temperatures need as many temperature_updates less one, "
                 f"not {len(config.temperature_updates)}"
+            )
+        self._columns_per_env = round(1 / (1 - config.replay_share))
+        again = config.reanalyze_share * self._columns_per_env
+        if abs(again - round(again)) > 1e-6:
+            raise ValueError(
+                f"reanalyze_share={config.reanalyze_share:g} is no whole number of the {self._columns_per_env} columns of each "
+                f"environment in a batch: take a multiple of {1 / self._columns_per_env:g}"
             )
         self._full = self._planning(config.search, config.model)
         self._targets = self._full if config.targets == "search" else self._planning(config.one_step_search(), config.model)
@@ -160,11 +168,9 @@ class MuZero(Agent[MuZeroConfig]):
             _, last_value, _ = self._predict(params, jax.tree.map(lambda x: x[-1], stacked))
             value = jnp.concatenate([taken.value, last_value[None]])
         searched = jnp.ones(value.shape).at[-1].set(0.0)
-        # Replayed columns come after online ones: those whose searches are oldest are searched again first.
-        num = round(config.reanalyze_share * key.shape[0])
-        if num:
-            anew = self._reanalyze(params, stacked, trajectory.timestep.observation, key, num)
-            columns = slice(key.shape[0] - num, None)
+        columns = self._columns_to_reanalyze(key.shape[0])
+        if len(columns):
+            anew = self._reanalyze(params, stacked, trajectory.timestep.observation, key, columns)
             weights, actions, value, searched = jax.tree.map(
                 lambda old, new: old.at[:, columns].set(new),
                 (weights, actions, value, searched),
@@ -218,16 +224,25 @@ class MuZero(Agent[MuZeroConfig]):
         value = self._bins.scalar(prediction.value)
         return ModelStep(reward, jnp.full(value.shape, self._discount), prediction.policy, value, state)
 
-    def _reanalyze(self, params: Params, stacked: Any, observation: Any, key: Key, num: int) -> Searched:
-        """Searches all T+1 time steps of the last `num` columns: leaves `[T+1, num, ...]`."""
+    def _columns_to_reanalyze(self, num_columns: int) -> np.ndarray:
+        """Of every environment the same share of its columns, replayed ones first, on however many devices it lies."""
+        per_env = self._columns_per_env
+        online = num_columns // per_env
+        column = np.arange(num_columns)
+        # Online columns come first, one an environment, then what is replayed with the first environment, and so on.
+        place = np.where(column < online, 0, 1 + (column - online) % max(per_env - 1, 1))
+        return np.flatnonzero(place >= per_env - round(self.config.reanalyze_share * per_env))
+
+    def _reanalyze(self, params: Params, stacked: Any, observation: Any, key: Key, columns: np.ndarray) -> Searched:
+        """Searches all T+1 time steps of `columns`: leaves `[T+1, len(columns), ...]`."""
         planner, simulated = self._targets
-        flat = jax.tree.map(lambda x: x[:, -num:].reshape(-1, *x.shape[2:]), (stacked, observation))
+        flat = jax.tree.map(lambda x: x[:, columns].reshape(-1, *x.shape[2:]), (stacked, observation))
         length = jax.tree.leaves(stacked)[0].shape[0]
-        keys = jax.vmap(lambda k: jax.random.split(k, length), out_axes=1)(key[-num:]).reshape(-1)
+        keys = jax.vmap(lambda k: jax.random.split(k, length), out_axes=1)(key[columns]).reshape(-1)
         policy, value, hidden = self._predict(params, flat[0])
         root = Root(policy, value, flat[1][KEY] if simulated else hidden)
         found = planner(params, root, torso.legal_actions(flat[1]), keys, explore=True)
-        return jax.tree.map(lambda x: x.reshape(length, num, *x.shape[1:]), found)
+        return jax.tree.map(lambda x: x.reshape(length, len(columns), *x.shape[1:]), found)
 
     def _stacked(self, trajectory: Trajectory) -> Any:
         """Observations with their history, `[T+1, B, ...]`."""

@@ -49,8 +49,8 @@ class Config:
     unroll_length: `T`. replay_share, replay_capacity (in unrolls), updates_per_unroll: of data. priority_exponent: alpha, of
       replay by `|value - target|`, of the value that targets bootstrap from; importance_exponent: beta, of weights that are
       not normalised, so that at 1 the mean is unbiased. microbatch: see `DataSpec`.
-    reanalyze_share: share of each device's batch that is searched again, with the target network, before it is learned from:
-      its last columns. Which these are depends on the number of devices.
+    reanalyze_share: share of the batch that is searched again, with the target network, before it is learned from: of every
+      environment as much, replayed unrolls first. A whole number of the `1 / (1 - replay_share)` unrolls of each.
     bootstrap: what value targets bootstrap from: `search`, the values that the searches found while acting, or `target`, those
       of the target network today (Schrittwieser et al. 2021): old searches in a long replay know old values. Where a column is
       reanalysed it is the new search in either case.
@@ -114,6 +114,8 @@ class Config:
         for name in ("discount", "dynamics_gradient", "reanalyze_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
+        if not 0 <= self.replay_share < 1:
+            raise ValueError(f"replay_share must lie in [0, 1), not {self.replay_share:g}")
 
     def one_step_search(self) -> SearchConfig:
         """The search of the same budget that looks one action ahead."""

@@ -320,6 +320,23 @@ def test_reanalysed_columns_bootstrap_from_their_new_searches_in_either_case():
     assert np.any(one.value[:, : B // 2] != two.value[:, : B // 2])
 
 
+@pytest.mark.parametrize(
+    ("share", "columns"), [(0.0, []), (0.25, [4, 7]), (0.5, [3, 4, 6, 7]), (0.75, [2, 3, 4, 5, 6, 7]), (1.0, range(8))]
+)
+def test_of_every_environment_as_much_is_reanalysed_on_however_many_devices(share, columns):
+    """Online a, b; replayed a, a, a, b, b, b. A device that has one environment alone takes of it what one with both takes."""
+    agent = make(reanalyze_share=share)
+    assert list(agent._columns_to_reanalyze(8)) == list(columns)
+    alone = agent._columns_to_reanalyze(4)
+    of_a, of_b = [0, 2, 3, 4], [1, 5, 6, 7]
+    assert sorted([of_a[i] for i in alone] + [of_b[i] for i in alone]) == list(columns)
+
+
+def test_a_share_that_is_no_whole_number_of_columns_is_refused():
+    with pytest.raises(ValueError, match="take a multiple of"):
+        make(reanalyze_share=0.3)
+
+
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_reanalysis_searches_the_last_columns_again_with_the_target_network(share):
     agent = make(reanalyze_share=share)
@@ -422,7 +439,7 @@ def test_a_run_with_priorities_and_reanalysis_resumes_bit_for_bit(tmp_path):
         replay_share=0.5,
         replay_capacity=3 * 8,  # overwritten before the first half is over
         priority_exponent=0.7,
-        reanalyze_share=0.25,
+        reanalyze_share=0.5,
         updates_per_unroll=2,
         target_period=6,
     )
