@@ -2,11 +2,11 @@
 
     python benchmarks/planning.py [variants depth evaluation] [--out DIR] [--seeds N] [--steps N]
 
-* variants, figure 3: One-Step, Learn, Data, Learn+Data and Learn+Data+Eval after the same number of environment steps. Claim:
+* variants: One-Step, Learn, Data, Learn+Data and Learn+Data+Eval after the same number of environment steps. Claim:
   planning helps most in learning, by its targets and by the data it leads to; planning in evaluation adds little.
-* depth, figure 5: `D_tree` of 1, 2, 4 and 8 actions, and `D_UCT` of 0, 1 and unlimited, with the same number of simulations
+* depth: `D_tree` of 1, 2 and 4 actions, `D_UCT` of 1 and 0, and neither limited, with the same number of simulations
   (PUCT). Claim: shallow trees with simple Monte-Carlo rollouts do as well.
-* evaluation, figures 6 and 7: the agent of Learn+Data, evaluated with 0 to 32 simulations, in the learned model and in the
+* evaluation: the agent of Learn+Data, evaluated with 0 to 32 simulations, in the learned model and in the
   true environment, in the mazes that it was trained in and in unseen ones. Claim: planning alone does not generalise.
 
 Trains on 8 mazes of `minipacman/mini`; the seeds of a row are one population. Prints a JSON line for each row and leaves for
@@ -53,14 +53,20 @@ SETTINGS: Mapping[str, Any] = {
     "anakin.minibatches": 4,
 }
 _UNSEEN = {"env.first_maze": _MAZES, "env.num_mazes": 100}
-_POLICY = {"agent.evaluation.act": "sample"}
-_PUCT = {"agent.search.kind": "puct"}
 LABELS = {
     "one_step": "One-Step",
     "learn": "Learn",
     "data": "Data",
     "learn_data": "Learn+Data",
     "learn_data_eval": "Learn+Data+Eval",
+}
+DEPTHS: Mapping[str, Mapping[str, int]] = {
+    "D_tree=1": {"agent.search.max_depth": 1},
+    "D_tree=2": {"agent.search.max_depth": 2},
+    "D_tree=4": {"agent.search.max_depth": 4},
+    "no limit": {},
+    "D_UCT=1": {"agent.search.uct_depth": 1},
+    "D_UCT=0": {"agent.search.uct_depth": 0},
 }
 BUDGETS = (0, 2, 8, 32)
 
@@ -78,29 +84,23 @@ class Row:
 def rows(experiment: str) -> list[Row]:
     """The rows of one of EXPERIMENTS."""
     if experiment == "variants":
-        found = []
-        for name, label in LABELS.items():
-            settings = VARIANTS[name]
-            act = {key: value for key, value in settings.items() if key.startswith("agent.evaluation")}
-            found.append(Row(experiment, label, {key: settings[key] for key in settings if key not in act}, act))
-        return found
+        return [Row(experiment, label, *_variant(name)) for name, label in LABELS.items()]
     if experiment == "depth":
-        trees = [Row(experiment, f"D_tree={depth}", {**_PUCT, "agent.search.max_depth": depth}, {}) for depth in (1, 2, 4, 8)]
-        ucts = [(0, "D_UCT=0"), (1, "D_UCT=1"), (-1, "D_UCT unlimited")]
-        # No simulation is deeper than their number: the last one trains as D_tree=8 does.
-        limit = {**_PUCT, "agent.search.max_depth": 8}
-        return trees + [
-            Row(experiment, label, {**limit, **({"agent.search.uct_depth": depth} if depth >= 0 else {})}, {})
-            for depth, label in ucts
-        ]
-    training = {key: value for key, value in VARIANTS["learn_data"].items() if not key.startswith("agent.evaluation")}
+        return [Row(experiment, label, {"agent.search.kind": "puct", **limit}, {}) for label, limit in DEPTHS.items()]
+    training, policy = _variant("learn_data")
     found = []
     for place, mazes in (("seen", {}), ("unseen", _UNSEEN)):
         for model in ("learned", "simulator"):
             for budget in BUDGETS:
-                search = {"agent.evaluation.num_simulations": budget, "agent.evaluation.model": model} if budget else _POLICY
+                search = {"agent.evaluation.num_simulations": budget, "agent.evaluation.model": model} if budget else policy
                 found.append(Row(experiment, f"{place}, {model}, {budget}", training, {**mazes, **search}))
     return found
+
+
+def _variant(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How one of VARIANTS is trained, and how it is evaluated."""
+    of_evaluation = {key: value for key, value in VARIANTS[name].items() if key.startswith("agent.evaluation")}
+    return {key: value for key, value in VARIANTS[name].items() if key not in of_evaluation}, of_evaluation
 
 
 EXPERIMENTS = ("variants", "depth", "evaluation")

@@ -137,7 +137,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "learn_data": {"agent.acting": "search", "agent.targets": "search", "agent.evaluation.act": "sample"},
     "learn_data_eval": {"agent.acting": "search", "agent.targets": "search", "agent.evaluation.act": "search"},
 }
-"""The variants of Hamrick et al. 2021, figure 3, as overrides."""
+"""The variants of Hamrick et al. 2021 as overrides; `benchmarks/planning.py` compares them."""
 
 # Sizes for a CPU of two cores.
 _SMALL: Mapping[str, Any] = {
