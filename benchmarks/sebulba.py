@@ -93,7 +93,7 @@ class Whole:
 def parts_of(whole: Whole) -> tuple[dict[str, Callable[[], Any]], Callable[[], None]]:
     """Each bare part for one update's worth of steps, by name, and what ends them."""
     runtime, plan = whole.runtime, whole.runtime.plan
-    acting = Acting(runtime.agent, plan.unroll_length)
+    acting = Acting(runtime.agent)
     environment = runtime.environment.host(plan.num_envs, seed=plan.seed)
     key = rng.columns(jax.random.key(0), jnp.arange(plan.num_envs))
     timestep = environment.reset(60.0)

@@ -46,13 +46,19 @@ MINATAR_MAX_STEPS = 5000
 
 @dataclasses.dataclass(frozen=True)
 class PgxConfig:
-    """max_steps: time limit, a truncation; 0 means none for games, which end by their own rules, and 5000 for MinAtar."""
+    """max_steps: time limit, a truncation; 0 means none for games, which end by their own rules, and 5000 for MinAtar.
+
+    random_plies: a game begins after up to so many random legal moves, drawn uniformly, so that self-play
+      meets positions that good play avoids. A move that would end the game is left out.
+    """
 
     max_steps: int = 0
+    random_plies: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ConfigError(f"max_steps must be 0 or more, not {self.max_steps}")
+        for name in ("max_steps", "random_plies"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
 
 class Pgx(JaxEnvironment):
@@ -62,10 +68,10 @@ class Pgx(JaxEnvironment):
     Boards of bits are `[H, W, C]` uint8, 0 or 255; everything else is float32. Of a finished game all actions are legal.
     """
 
-    def __init__(self, task: str):
+    def __init__(self, task: str, random_plies: int = 0):
         import pgx
 
-        self._env, self._task = pgx.make(task), task
+        self._env, self._task, self._random_plies = pgx.make(task), task, random_plies
         state = jax.eval_shape(self._env.init, jax.random.key(0))
         (num_actions,) = state.legal_action_mask.shape
         self._bits = state.observation.dtype == jnp.bool_ and len(state.observation.shape) == 3
@@ -82,7 +88,20 @@ class Pgx(JaxEnvironment):
         )
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
-        state = self._env.init(key)
+        if not self._random_plies:
+            state = self._env.init(key)
+            return state, types.restart(self._observe(state))
+        init_key, count_key, play_key = jax.random.split(key, 3)
+        num_plies = jax.random.randint(count_key, (), 0, self._random_plies + 1)
+
+        def play(ply: Array, state: Any) -> Any:
+            move_key, step_key = jax.random.split(jax.random.fold_in(play_key, ply))
+            action = jax.random.categorical(move_key, jnp.where(state.legal_action_mask, 0.0, -jnp.inf))
+            after = self._env.step(state, action, step_key)
+            keep = (ply < num_plies) & ~after.terminated & ~after.truncated
+            return jax.tree.map(lambda new, old: jnp.where(keep, new, old), after, state)
+
+        state = jax.lax.fori_loop(0, self._random_plies, play, self._env.init(init_key))
         return state, types.restart(self._observe(state))
 
     def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
@@ -115,7 +134,8 @@ class Pgx(JaxEnvironment):
 
 def _make(task: str, config: PgxConfig) -> JaxEnvironment:
     max_steps = config.max_steps or (MINATAR_MAX_STEPS if task in MINATAR else 0)
-    return TimeLimit(Pgx(task), max_steps) if max_steps else Pgx(task)
+    environment = Pgx(task, config.random_plies)
+    return TimeLimit(environment, max_steps) if max_steps else environment
 
 
 def _opponents(task: str) -> Mapping[str, Callable[[], Any]]:

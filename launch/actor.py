@@ -65,7 +65,6 @@ def _join(remote: Any, source: str, threads: int | None, number: int | None) -> 
         agent=agent,
         environment=environment,
         num_envs=num_envs,
-        unroll_length=agent.data_spec().unroll_length,
         seed=job.seed,
         devices=jax.local_devices(),
         threads=1 if settings.sync else threads or max(settings.threads, 1),

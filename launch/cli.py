@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from podracer import __version__, registry
-from podracer.config import ConfigError
+from podracer.config import ConfigError, parse_assignments
 from podracer.launch.actor import actor
 from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
@@ -228,7 +228,10 @@ def _write_job(run_dir: Path, job: Any, preset: str) -> None:
     metavar="NAME",
     help="In a game for two: random, one that the game has, a run's folder or package.module:function.",
 )
-def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None, opponent: str | None) -> None:
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A setting of agent.* or env.* over the run's own.")
+def evaluate(
+    run_dir: Path, episodes: int, seed: int, video: Path | None, opponent: str | None, settings: tuple[str, ...]
+) -> None:
     """Play what a run has learned.
 
     RUN_DIR alone says what to build; its newest checkpoint has the parameters. Without --opponent an agent plays both sides of
@@ -239,6 +242,7 @@ def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None, oppone
       podracer evaluate runs/my-run --episodes 100 --video pong.mp4
       podracer evaluate runs/tic-tac-toe --opponent perfect --episodes 500
       podracer evaluate runs/go --opponent runs/older-go
+      podracer evaluate runs/go --set agent.evaluation.num_simulations=200
     """
     from podracer.launch.signals import Stopped, StopRequests
 
@@ -247,7 +251,7 @@ def evaluate(run_dir: Path, episodes: int, seed: int, video: Path | None, oppone
         from podracer.launch import inspect_run
 
         try:
-            inspect_run.evaluate_run(run_dir, episodes, seed, video, opponent, requests)
+            inspect_run.evaluate_run(run_dir, episodes, seed, video, opponent, parse_assignments(settings), requests)
         except Stopped as stopped:
             sys.exit(stopped.exit_code)
 

@@ -9,7 +9,7 @@ import jax
 
 from podracer import registry
 from podracer.checkpoint import Checkpoints, Saved
-from podracer.config import ConfigError, JobConfig
+from podracer.config import ConfigError, JobConfig, override
 from podracer.evaluate import Evaluator
 from podracer.launch import job as jobs
 from podracer.launch import report
@@ -28,23 +28,35 @@ class Against:
 
 
 def evaluate_run(
-    run_dir: Path, episodes: int, seed: int, video: Path | None, opponent: str | None, requests: StopRequests
+    run_dir: Path,
+    episodes: int,
+    seed: int,
+    video: Path | None,
+    opponent: str | None,
+    settings: Mapping[str, Any],
+    requests: StopRequests,
 ) -> None:
     """Plays the newest checkpoint of a run and prints what came out.
 
     Args:
       episodes: to play, of each seed of the run. seed: of the evaluation. video: where one episode goes.
       opponent: whom to play against, see `find_opponent`; None: nobody, or in a game for two, itself.
+      settings: of the agent or the environment, over those of the run: a larger search, a harder task.
       requests: checked between calls.
 
     Raises:
-      ConfigError: the folder holds no run or no checkpoint, or the checkpoint is damaged; or there is no picture to record.
+      ConfigError: the folder holds no run or no checkpoint, or the checkpoint is damaged; there is no picture to record; or
+        a setting is unknown, or makes another network than was trained.
       ConfigError, registry.NotFound, environment.Unsupported: there is no such opponent, or it cannot play here.
     """
-    job, _ = jobs.load_job(run_dir)
+    trained, _ = jobs.load_job(run_dir)
+    for key in settings:
+        if not key.startswith(("agent.", "env.")):
+            raise ConfigError(f"--set {key}: evaluation takes settings of agent.* and env.* alone")
+    job = override(trained, settings)
     parts = jobs.build(job)
     against = find_opponent(opponent, job, parts.environment) if opponent else None
-    saved = _restore(run_dir, job, parts.agent)
+    saved = _restore(run_dir, trained, parts.agent)
     print(f"{job.agent_name} on {job.env_name} after {saved.step:,} updates", flush=True)
     if against is None:
         evaluator = Evaluator(parts.agent, parts.environment, episodes, seed=seed)

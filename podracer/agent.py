@@ -40,6 +40,10 @@ class DataSpec:
     """What an agent learns from. The runtime owns the store that provides it.
 
     unroll_length: `T`, agent steps of one unroll.
+    overlap: `O`, agent steps of the unroll before, at most `T`, that come along as its start: a trajectory has `O + T` steps
+      then, `actor_state` is from before the first of them, and the next one begins `T` steps later. At the start of life they
+      are LAST time steps of zeros, which are masked everywhere. For burn-in (Kapturowski et al. 2019), and targets that look
+      ahead at what an unroll's end would cut off.
     replay_share: share of a learning batch that comes from replay, in [0, 1). The online rest is never dropped.
     replay_capacity: unrolls that replay holds, over all environments.
     priority_exponent: unrolls are drawn from replay with probability ~ priority ** exponent (Schaul et al. 2016, eq. 1); 0 is
@@ -56,6 +60,7 @@ class DataSpec:
     priority_exponent: float = 0.0
     updates_per_unroll: int = 1
     microbatch: int = 0
+    overlap: int = 0
 
 
 class Agent(abc.ABC, Generic[ConfigT]):

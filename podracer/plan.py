@@ -34,9 +34,9 @@ class Plan:
 
     num_devices: devices of the mesh; in Sebulba those that learn. num_envs: environments over all devices, in Sebulba those
     of one actor; envs_per_device: of one.
-    unroll_length: `T`. minibatches: gradient steps of one update. batch_size: sequences in the batch of one gradient step,
-    online and replayed; replay_per_env: replayed sequences that go with each online one; replay_length: unrolls that each
-    environment's ring holds. priority_exponent, updates_per_unroll: as in `podracer.agent.DataSpec`.
+    unroll_length, overlap: `T` and `O` of `podracer.agent.DataSpec`. minibatches: gradient steps of one update. batch_size:
+    sequences in the batch of one gradient step, online and replayed; replay_per_env: replayed sequences that go with each
+    online one; replay_length: unrolls that each environment's ring holds. priority_exponent, updates_per_unroll: as in `podracer.agent.DataSpec`.
     steps_per_update: environment slots that one update consumes, `T * num_envs`; a slot in which a finished environment
     resets is no agent step. num_updates: the budget. num_env_slots: the budget in slots.
     seed, num_seeds: population of seeds. actors: in Sebulba alone.
@@ -46,6 +46,7 @@ class Plan:
     num_envs: int
     envs_per_device: int
     unroll_length: int
+    overlap: int
     minibatches: int
     batch_size: int
     replay_per_env: int
@@ -95,6 +96,8 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         raise ConfigError(f"anakin.num_envs={num_envs} does not divide over {num_devices} devices: try {' or '.join(near)}")
     if data.unroll_length < 1:
         raise ConfigError(f"the agent's unroll_length must be at least 1, not {data.unroll_length}")
+    if not 0 <= data.overlap <= data.unroll_length:
+        raise ConfigError(f"the agent's overlap={data.overlap} must lie between 0 and its unroll_length={data.unroll_length}")
     if data.updates_per_unroll < 1 or data.priority_exponent < 0:
         raise ConfigError(
             f"the agent's updates_per_unroll={data.updates_per_unroll} must be at least 1, "
@@ -126,6 +129,7 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         num_envs=num_envs,
         envs_per_device=num_envs // num_devices,
         unroll_length=data.unroll_length,
+        overlap=data.overlap,
         minibatches=minibatches,
         batch_size=num_envs * (1 + replay_per_env) // minibatches,
         replay_per_env=replay_per_env,

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from podracer import rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported, environment_keys
+from podracer.ops import columns, overlap
 from podracer.plan import Plan
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.stores import ring
@@ -37,6 +38,7 @@ class AnakinState(Struct):
     """All that the program carries; with `--seeds` every leaf has a leading axis of seeds.
 
     train_state: replicated. env_state, timestep, actor_state, episode: `[B, ...]`, sharded over devices.
+    before: the end of the last unroll where unrolls overlap, batch-major and sharded, or empty.
     replay: ring, data `[B, length, ...]` sharded, or empty. env_index: `[B]` int32, global numbers of the environments.
     env_key: `[B]`, from which those of their steps derive.
     key: `[]`, the root of all randomness after the start. num_updates: `[]` int32, each of `plan.minibatches` gradient steps.
@@ -47,6 +49,7 @@ class AnakinState(Struct):
     timestep: TimeStep
     actor_state: ActorState
     episode: EpisodeTotals
+    before: Any
     replay: Any
     env_index: Any
     env_key: Any
@@ -137,15 +140,14 @@ class Anakin:
         """What a checkpoint must hold: everything, or, where environments live outside XLA, everything but those."""
         if self.environment.pure:
             return state
-        return state.replace(env_state=(), timestep=(), actor_state=(), episode=())
+        return state.replace(env_state=(), timestep=(), actor_state=(), episode=(), before=())
 
     def restore(self, saved: Any) -> AnakinState:
         """The state that continues from `checkpoint`. Environments outside XLA start new episodes."""
         if not self.environment.pure:
             fresh = self.init()
-            saved = saved.replace(
-                env_state=fresh.env_state, timestep=fresh.timestep, actor_state=fresh.actor_state, episode=fresh.episode
-            )
+            lost = ("env_state", "timestep", "actor_state", "episode", "before")
+            saved = saved.replace(**{name: getattr(fresh, name) for name in lost})
         return jax.device_put(saved, self._shardings())
 
     def memory(self) -> dict[str, int]:
@@ -165,7 +167,7 @@ class Anakin:
             seed_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
         unroll = jax.eval_shape(lambda s: self._collect(s)[1], seed_state)
         share = self.plan.num_seeds * (1 + self.plan.replay_per_env) / self.plan.num_devices
-        environments = (local.env_state, local.timestep, local.actor_state, local.episode)
+        environments = (local.env_state, local.timestep, local.actor_state, local.episode, local.before)
         return {
             "learner": sum(jax.tree.leaves(local.train_state)),
             "environments": sum(jax.tree.leaves(environments)),
@@ -191,12 +193,16 @@ class Anakin:
             episode=EpisodeTotals(
                 episode_return=jnp.zeros((num_envs,), jnp.float32), episode_length=jnp.zeros((num_envs,), jnp.int32)
             ),
+            before=(),
             replay=(),
             env_index=index,
             env_key=environment_keys(key, index)[1],
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
         )
+        if self.plan.overlap:
+            unroll = jax.eval_shape(lambda s: self._unroll(s)[1], state)
+            state = state.replace(before=columns.batch_major(overlap.nothing(unroll, self.plan.overlap)))
         if self.plan.replay_per_env:
             replay = self.learner.init_replay(jax.eval_shape(lambda s: self._collect(s)[1], state))
             state = state.replace(replay=replay)
@@ -233,23 +239,36 @@ class Anakin:
         return jax.random.fold_in(state.key, state.num_updates)
 
     def _collect(self, state: AnakinState) -> tuple[AnakinState, Trajectory, dict[str, Array]]:
+        """The next trajectory of every environment, with its overlap. Counts are of its new steps."""
+        after, unroll, late_state, counts = self._unroll(state)
+        if not self.plan.overlap:
+            return after, unroll, counts
+        before = columns.batch_major(overlap.end(unroll, self.plan.overlap, late_state))
+        return after.replace(before=before), overlap.join(columns.batch_major(state.before), unroll), counts
+
+    def _unroll(self, state: AnakinState) -> tuple[AnakinState, Trajectory, ActorState, dict[str, Array]]:
+        """`T` steps of every environment, and the actor state before the last `O` of them."""
         params = self.agent.actor_params(state.train_state)
         act_key = rng.columns(rng.stream(self._update_key(state), "act"), state.env_index)
         first_slot = state.num_updates * self.plan.unroll_length
         version = jnp.full((self.plan.unroll_length, *state.env_index.shape), state.num_updates)
 
         def step(carry: tuple[Any, ...], t: Array) -> tuple[Any, Any]:
-            env_state, timestep, actor_state, episode, counts = carry
+            env_state, timestep, actor_state, late_state, episode, counts = carry
+            if self.plan.overlap:
+                begins = t == self.plan.unroll_length - self.plan.overlap
+                late_state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), actor_state, late_state)
             output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(act_key, t), Mode.TRAIN)
             env_state, next_timestep = self.environment.step(env_state, output.action, rng.at(state.env_key, first_slot + t))
             episode, finished = _count(episode, next_timestep)
-            carry = (env_state, next_timestep, actor_state, episode, jax.tree.map(jnp.add, counts, finished))
+            carry = (env_state, next_timestep, actor_state, late_state, episode, jax.tree.map(jnp.add, counts, finished))
             return carry, (timestep, output)
 
         zeros = jax.tree.map(jnp.zeros_like, _count(state.episode, state.timestep)[1])
-        (env_state, timestep, actor_state, episode, counts), (timesteps, outputs) = jax.lax.scan(
+        late_state = state.actor_state if self.plan.overlap else ()
+        (env_state, timestep, actor_state, late_state, episode, counts), (timesteps, outputs) = jax.lax.scan(
             step,
-            (state.env_state, state.timestep, state.actor_state, state.episode, zeros),
+            (state.env_state, state.timestep, state.actor_state, late_state, state.episode, zeros),
             jnp.arange(self.plan.unroll_length),
         )
         trajectory = Trajectory(
@@ -258,7 +277,7 @@ class Anakin:
             actor_state=state.actor_state,
         )
         state = state.replace(env_state=env_state, timestep=timestep, actor_state=actor_state, episode=episode)
-        return state, trajectory, jax.tree.map(jnp.sum, counts)
+        return state, trajectory, late_state, jax.tree.map(jnp.sum, counts)
 
     # Layout over devices.
 
@@ -273,6 +292,7 @@ class Anakin:
             timestep=batch,
             actor_state=batch,
             episode=batch,
+            before=batch,
             replay=replay,
             env_index=batch,
             env_key=batch,

@@ -129,6 +129,20 @@ def test_two_sides_of_a_game_in_one_stream():
     assert not any(legal[t, moves[:t]].any() for t in range(5))
 
 
+def test_games_begin_after_random_moves():
+    pytest.importorskip("pgx", reason="pip install 'podracer-rl[pgx]'")
+    suite = registry.suite("pgx")
+    reset = jax.jit(jax.vmap(suite.make("tic_tac_toe", suite.config(random_plies=3)).reset))
+    state, timestep = reset(jax.random.split(jax.random.key(0), 2000))
+    stones = (np.asarray(timestep.observation["board"]) > 0).sum((1, 2, 3))
+    assert np.bincount(stones) == pytest.approx(500 * np.ones(4), rel=0.2)
+    firsts = np.asarray(timestep.observation["board"])[stones == 1, :, :, 1].reshape(-1, 9)
+    assert (firsts > 0).sum(0).min() > 20  # any cell
+    assert np.all(timestep.first())
+    assert np.all(np.asarray(timestep.observation["legal_actions"]).sum(1) == 9 - stones)
+    np.testing.assert_array_equal(state._step_count, stones)
+
+
 def test_an_illegal_move_loses():
     pytest.importorskip("pgx", reason="pip install 'podracer-rl[pgx]'")
     stream, _ = _episode(registry.env("pgx/tic_tac_toe").make(), lambda stream, state: 0)

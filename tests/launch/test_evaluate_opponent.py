@@ -92,6 +92,17 @@ def test_a_mistake_is_one_line(podracer: Callable[..., Any], runs: Path, run: st
     assert not LINE.search(result.out)
 
 
+def test_settings_over_those_of_the_run(podracer: Callable[..., Any], runs: Path) -> None:
+    shorter, unknown, budget = (
+        podracer("evaluate", runs / "game", "--episodes", 4, "--set", setting)
+        for setting in ("env.longest=1", "env.lognest=1", "num_steps=5")
+    )
+    assert "length 1.0" in shorter.out
+    for refused, message in ((unknown, "did you mean env.longest?"), (budget, "settings of agent.* and env.* alone")):
+        assert (refused.code, refused.err.count("\n")) == (2, 1), refused
+        assert message in refused.err
+
+
 def test_tic_tac_toe_has_a_perfect_opponent(podracer: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("pgx", reason="pip install 'podracer-rl[pgx]'")
     job = ("--agent", "impala", "--env", "pgx/tic_tac_toe", "--steps", 100, "--set", "eval_episodes=4", "--run-dir", tmp_path)

@@ -16,7 +16,7 @@ from podracer.ops import columns
 from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.learner import ReplicaDrift
 from podracer.stores import ring
-from podracer.types import Mode
+from podracer.types import LAST, Mode
 
 SMALL = {
     "agent.unroll_length": 5,
@@ -230,6 +230,40 @@ def test_minibatches_take_every_column_once_on_any_number_of_devices(agent):
     starts = np.concatenate(seen).reshape(16 * replicas, -1)
     expected = np.repeat(np.asarray(build(agent).init().timestep.observation).reshape(16, -1), replicas, axis=0)
     assert sorted(map(tuple, starts)) == sorted(map(tuple, expected))
+
+
+@pytest.mark.parametrize("length", [2, 5])
+def test_unrolls_overlap_as_much_as_the_agent_asks_for(length):
+    class Overlapping(WithReplay):
+        def data_spec(self):
+            return dataclasses.replace(super().data_spec(), overlap=length)
+
+    overrides = {"agent.core.kind": "gru"}
+    plain, runtime = build(overrides=overrides), build(Overlapping, overrides)
+
+    def collect(runtime):
+        def one(state, _):
+            state, trajectory, _ = runtime._collect(state)
+            return state.replace(num_updates=state.num_updates + 1), trajectory
+
+        return jax.jit(lambda state: jax.lax.scan(one, state, length=4)[1])(runtime.init())
+
+    unrolls, whole = collect(plain), collect(runtime)
+    data = lambda tree: (tree.timestep, tree.actor_output)  # noqa: E731
+    new = jax.tree.map(lambda x: x[:, length:], data(whole))
+    jax.tree.map(np.testing.assert_array_equal, new, data(unrolls))
+    old = jax.tree.map(lambda x: x[1:, :length], data(whole))
+    ends = jax.tree.map(lambda x: x[:-1, 5 - length : 5], data(unrolls))
+    jax.tree.map(np.testing.assert_array_equal, old, ends)
+    assert np.all(whole.timestep.step_type[0, :length] == LAST)
+    # The recurrent state is the one from before the first step of the overlap.
+    params, state = plain.init().train_state.params, jax.tree.map(lambda x: x[1], unrolls.actor_state)
+    seen = jax.tree.map(lambda x: x[1, : 5 - length], unrolls.timestep)
+    if length < 5:
+        _, state = plain.agent._net.apply(params, seen, state)
+    np.testing.assert_allclose(whole.actor_state[2], state, atol=1e-6)
+    one = params_after(build(Overlapping, overrides), 4)
+    assert_trees_close(one, params_after(build(Overlapping, overrides, num_devices=4), 1, 3), atol=1e-5)
 
 
 def test_replayed_columns_are_past_unrolls_of_the_same_environment():

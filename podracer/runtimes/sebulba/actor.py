@@ -12,6 +12,7 @@ import numpy as np
 from podracer import rng
 from podracer.agent import Agent
 from podracer.environment import HostEnvironment
+from podracer.ops import overlap
 from podracer.processes import check_finite
 from podracer.runtimes.sebulba.parameters import Version
 from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, Trajectory
@@ -21,7 +22,7 @@ from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, Traje
 class Unroll:
     """What an actor hands over.
 
-    trajectory: `[T+1, B, ...]`; on the learner devices, sharded over `B`, or on its way there.
+    trajectory: `[O+T+1, B, ...]`; on the learner devices, sharded over `B`, or on its way there.
     version: of the parameters that acted. actor: its number.
     counts: by `COUNTS`; `episode_return` and `episode_length` are sums over episodes that ended.
     seconds: where the actor's time went, by `ACTIVITIES`.
@@ -43,11 +44,14 @@ COUNTS = ("agent_steps", "episodes", "episode_return", "episode_length")
 class Acting:
     """The programs of acting, compiled once for all actors of a device."""
 
-    def __init__(self, agent: Agent, unroll_length: int):
-        self.agent, self.unroll_length = agent, unroll_length
+    def __init__(self, agent: Agent):
+        data = agent.data_spec()
+        self.agent, self.unroll_length, self.overlap = agent, data.unroll_length, data.overlap
         self.begin = jax.jit(self._begin)
         self.step = jax.jit(self._step, donate_argnums=2)
         self.finish = jax.jit(self._finish, donate_argnums=0)
+        self.nothing = jax.jit(lambda unroll: overlap.nothing(unroll, self.overlap))
+        self.extend = jax.jit(self._extend)
 
     def _begin(self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key) -> Trajectory:
         """An unroll of zeros that begins in `actor_state`. `timestep` `[B]` and `key` `[B]` give shapes alone."""
@@ -76,6 +80,12 @@ class Acting:
             timestep=_write(unroll.timestep, timestep, self.unroll_length),
             actor_output=unroll.actor_output.replace(version=versions),
         )
+
+    def _extend(self, before: Trajectory, unroll: Trajectory, late_state: ActorState) -> tuple[Trajectory, Trajectory]:
+        """The unroll with what came before, and its own end, which began in `late_state`, for the next one."""
+        # A copy: the actor may hold the same buffer, and what is handed over is given away.
+        late_state = jax.tree.map(jnp.copy, late_state)
+        return overlap.join(before, unroll), overlap.end(unroll, self.overlap, late_state)
 
 
 def _write(buffer: Any, value: Any, t: Any) -> Any:
@@ -110,6 +120,7 @@ class Actor:
         self._seconds = dict.fromkeys(ACTIVITIES, 0.0)
         self._timestep = environment.reset(timeout)
         self._actor_state = jax.device_put(acting.agent.initial_actor_state(environment.num_envs), device)
+        self._before: Trajectory | None = None
 
     def note(self, activity: str) -> None:
         """What this actor does from now on; the time so far counts for what it did."""
@@ -127,7 +138,10 @@ class Actor:
         key = jax.device_put(self._keys(self._num_unrolls), self._device)
         # Time steps go to the device as arguments of the programs: for small ones a `device_put` costs more than acting does.
         trajectory = self._acting.begin(version.params, self._actor_state, self._timestep, key)
+        late_state: ActorState = ()
         for t in range(self._acting.unroll_length):
+            if self._acting.overlap and t == self._acting.unroll_length - self._acting.overlap:
+                late_state = self._actor_state
             action, self._actor_state, trajectory = self._acting.step(
                 version.params, self._actor_state, trajectory, self._timestep, key, np.int32(t)
             )
@@ -138,7 +152,11 @@ class Actor:
             self._totals.add(self._timestep)
             self.note("inference")
         self.note("transfer")
-        delivered = self._deliver(self._acting.finish(trajectory, self._timestep, np.int32(version.number)))
+        trajectory = self._acting.finish(trajectory, self._timestep, np.int32(version.number))
+        if self._acting.overlap:
+            before = self._acting.nothing(trajectory) if self._before is None else self._before
+            trajectory, self._before = self._acting.extend(before, trajectory, late_state)
+        delivered = self._deliver(trajectory)
         jax.block_until_ready(delivered)
         self.note("queue")
         self._num_unrolls += 1

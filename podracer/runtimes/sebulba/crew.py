@@ -18,7 +18,7 @@ from podracer.types import Array, Key, Mode, Params, TimeStep, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Crew:
-    """agent, environment: what acts, and where. num_envs: of one actor. unroll_length: `T`. seed: of the job.
+    """agent, environment: what acts, and where. num_envs: of one actor. seed: of the job.
 
     devices: that act. threads: actors on each. first_number: of the first of them, which fixes their randomness.
     timeout: seconds of a step of the environments. max_restarts: of actors.
@@ -27,7 +27,6 @@ class Crew:
     agent: Agent
     environment: Environment
     num_envs: int
-    unroll_length: int
     seed: int
     devices: Sequence[Any]
     threads: int
@@ -46,7 +45,7 @@ class Crew:
           handover: where unrolls go: `begin`, `put` and `cancel` as in `stores.handover`.
           deliver: what becomes of a trajectory on its actor device before that.
         """
-        acting = Acting(self.agent, self.unroll_length)
+        acting = Acting(self.agent)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             run_key = jax.device_get(jax.random.key_data(rng.stream(jax.random.key(self.seed), "run")))
 
@@ -83,8 +82,8 @@ class Crew:
         return supervisor
 
 
-def example(agent: Agent, environment: Environment, num_envs: int, unroll_length: int) -> tuple[Trajectory, Params]:
-    """Shapes of an unroll `[T+1, B, ...]` and of the parameters that actors act with; nothing is allocated."""
+def example(agent: Agent, environment: Environment, num_envs: int) -> tuple[Trajectory, Params]:
+    """Shapes of an unroll `[O+T+1, B, ...]` and of the parameters that actors act with; nothing is allocated."""
 
     def act() -> tuple[TimeStep, Any, Any, Params]:
         params = agent.actor_params(agent.init(jax.random.key(0)))
@@ -99,9 +98,10 @@ def example(agent: Agent, environment: Environment, num_envs: int, unroll_length
     def over_time(tree: Any, num: int) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype), tree)
 
+    data = agent.data_spec()
     unroll = Trajectory(
-        timestep=over_time(timestep, unroll_length + 1),
-        actor_output=over_time(output, unroll_length),
+        timestep=over_time(timestep, data.overlap + data.unroll_length + 1),
+        actor_output=over_time(output, data.overlap + data.unroll_length),
         actor_state=actor_state,
     )
     return unroll, params

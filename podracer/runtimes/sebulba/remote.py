@@ -65,7 +65,7 @@ class RemoteActors:
     def __init__(self, remote: Remote, crew: Crew):
         """`remote`: connected, owned from now on. Raises ReverbError where the learner's data are of another shape."""
         self._remote, self._crew = remote, crew
-        trajectory, params = example(crew.agent, crew.environment, crew.num_envs, crew.unroll_length)
+        trajectory, params = example(crew.agent, crew.environment, crew.num_envs)
         remote.expect(packed_example(trajectory), params)
         self._parameters = Parameters(crew.devices)
         self._lock = threading.Lock()

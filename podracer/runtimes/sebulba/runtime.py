@@ -201,7 +201,7 @@ class Sebulba:
         )
 
     def _example(self) -> tuple[Trajectory, Params]:
-        return example(self.agent, self.environment, self.plan.num_envs, self.plan.unroll_length)
+        return example(self.agent, self.environment, self.plan.num_envs)
 
     def _update(self, state: SebulbaState, trajectory: Trajectory, drawn: Any) -> tuple[SebulbaState, dict[str, Array], Any]:
         key = jax.random.fold_in(state.key, state.num_updates)
@@ -278,7 +278,6 @@ class Sebulba:
             agent=self.agent,
             environment=self.environment,
             num_envs=plan.num_envs,
-            unroll_length=plan.unroll_length,
             seed=plan.seed,
             devices=self.actor_devices,
             threads=actors.threads,
