@@ -36,7 +36,8 @@ class Plan:
     of one actor; envs_per_device: of one.
     unroll_length, overlap: `T` and `O` of `podracer.agent.DataSpec`. minibatches: gradient steps of one update. batch_size:
     sequences in the batch of one gradient step, online and replayed; replay_per_env: replayed sequences that go with each
-    online one; replay_length: unrolls that each environment's ring holds. priority_exponent, updates_per_unroll: as in `podracer.agent.DataSpec`.
+    online one; replay_length: unrolls that each environment's ring holds. priority_exponent, updates_per_unroll: as in
+    `podracer.agent.DataSpec`.
     steps_per_update: environment slots that one update consumes, `T * num_envs`; a slot in which a finished environment
     resets is no agent step. num_updates: the budget. num_env_slots: the budget in slots.
     seed, num_seeds: population of seeds. actors: in Sebulba alone.

@@ -171,6 +171,45 @@ _CARTPOLE = Preset(
     },
 )
 
+# Whole games: a return to the end of the unroll, bootstrapped there where the game goes on.
+_BOARD: Mapping[str, Any] = {
+    "agent.network": "resnet",
+    "agent.bins.limit": 1.0,
+    "agent.bins.num_bins": 21,
+    "agent.value_weight": 1.0,
+    "agent.discount": 1.0,
+    "agent.unroll_length": 16,
+    "agent.return_steps": 17,
+}
+
+_PAPER_ATARI: Mapping[str, Any] = {
+    "env.image_height": 96,
+    "env.image_width": 96,
+    "env.grey": False,
+    "env.stack": 1,
+    "agent.network": "resnet",
+    "agent.resnet.downsample": "atari",
+    "agent.resnet.action_planes": "one_hot",
+    "agent.head_hidden": (),
+    "agent.bins.num_bins": 601,
+    "agent.bins.limit": 300.0,
+    "agent.history.length": 32,
+    "agent.history.actions": True,
+    "agent.search.kind": "puct",
+    "agent.search.num_simulations": 50,
+    "agent.search.dirichlet_alpha": 0.25,
+    "agent.temperatures": (1.0, 0.5, 0.25),
+    "agent.temperature_updates": (500_000, 750_000),
+    "agent.unroll_length": 16,
+    "agent.replay_capacity": 1_562_500,
+    "agent.priority_exponent": 1.0,
+    "agent.optimizer": "sgd",
+    "agent.learning_rate": 0.05,
+    "agent.decay": "steps",
+    "agent.decay_updates": 350_000,
+    "anakin.num_envs": 16,
+}
+
 PRESETS: Mapping[str, Preset] = {
     "catch": Preset(
         num_steps=100_000,
@@ -186,4 +225,54 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
     "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
+    # Planes and few blocks: the smallest that plays Go at all. Tens of hours on two cores; meant for an accelerator.
+    "pgx/go_9x9": Preset(
+        num_steps=20_000_000,
+        overrides={
+            **_BOARD,
+            "agent.resnet.channels": 64,
+            "agent.resnet.blocks": 4,
+            "agent.search.num_simulations": 32,
+            "agent.optimizer": "adam",
+            "agent.learning_rate": 1e-3,
+            "agent.decay_updates": 9766,
+            "agent.replay_capacity": 32_768,
+            "anakin.num_envs": 128,
+        },
+    ),
+    # The papers' sizes, for accelerators, and their million updates. What they call a batch of 1024 positions is here 64
+    # unrolls of 16 steps.
+    "paper_atari": Preset(num_steps=256_000_000, overrides=_PAPER_ATARI),
+    # Few frames, each of which is learned from often, and most of it searched anew (Schrittwieser et al. 2021).
+    "paper_reanalyse": Preset(
+        num_steps=50_000_000,
+        overrides={
+            **_PAPER_ATARI,
+            "agent.reanalyze_share": 0.75,
+            "agent.bootstrap": "target",
+            "agent.return_steps": 5,
+            "agent.updates_per_unroll": 5,
+        },
+    ),
+    "paper_board": Preset(
+        num_steps=1_024_000_000,
+        overrides={
+            **_BOARD,
+            "agent.resnet.channels": 256,
+            "agent.resnet.blocks": 16,
+            "agent.search.kind": "puct",
+            "agent.search.num_simulations": 800,
+            "agent.search.dirichlet_alpha": 0.03,
+            "agent.temperature_moves": 30,
+            "agent.history.length": 8,
+            "agent.history.actions": True,
+            "agent.optimizer": "sgd",
+            "agent.learning_rate": 0.05,
+            "agent.decay": "steps",
+            "agent.decay_updates": 400_000,
+            "agent.replay_capacity": 1_000_000,
+            "anakin.num_envs": 512,
+            "anakin.minibatches": 8,
+        },
+    ),
 }
