@@ -24,7 +24,7 @@ class Transitions(NamedTuple):
 
     r_t: reward of the arrival, 0 where the pair is no transition.
     discount_t: agent discount times the environment's, 0 where the pair is no transition and after termination.
-    mask_tm1: 1 where the pair is a transition, 0 for LAST -> FIRST.
+    mask_tm1: 1 where the pair is a transition, 0 for LAST -> FIRST, and LAST -> LAST in the filler of `ops.overlap`.
     """
 
     r_t: Array
@@ -43,7 +43,7 @@ def transitions(timestep: TimeStep, discount: float) -> Transitions:
       `Transitions`, `[T, ...]`. No gradients flow.
     """
     chex.assert_equal_shape([timestep.step_type, timestep.reward, timestep.discount])
-    mask_tm1 = jnp.logical_not(timestep.first()[1:]).astype(jnp.float32)
+    mask_tm1 = jnp.logical_not(timestep.first()[1:] | timestep.last()[:-1]).astype(jnp.float32)
     result = Transitions(
         r_t=timestep.reward[1:] * mask_tm1, discount_t=discount * timestep.discount[1:] * mask_tm1, mask_tm1=mask_tm1
     )

@@ -41,6 +41,11 @@ def test_transitions_by_hand():
     np.testing.assert_allclose(t.mask_tm1, [1, 1, 1, 0, 1, 1])
 
 
+def test_what_fills_an_overlap_is_no_transition():
+    filled = _timestep([LAST, LAST, FIRST, MID, LAST], [0, 0, 0, 1, 2], [0, 0, 1, 1, 1])
+    np.testing.assert_allclose(episodes.transitions(filled, GAMMA).mask_tm1, [0, 0, 1, 1])
+
+
 @pytest.mark.parametrize("discount_at_end", [0.0, 1.0])
 def test_vtrace_of_two_episodes_is_that_of_the_halves(discount_at_end):
     rng = np.random.default_rng(0)
