@@ -6,7 +6,7 @@ from podracer import registry
 from podracer.launch import job as jobs
 
 PAPER = {"paper_atari": "atari/pong", "paper_reanalyse": "atari/pong", "paper_board": "pgx/go_9x9"}
-CASES = [(agent, name) for agent in ("impala", "muesli", "muzero") for name in sorted(registry.agent_class(agent).presets())]
+CASES = [(agent, name) for agent in ("impala", "muesli", "muzero", "r2d2") for name in sorted(registry.agent_class(agent).presets())]
 
 
 @pytest.mark.parametrize(("agent", "name"), CASES)
@@ -17,4 +17,5 @@ def test_a_preset_makes_a_job(agent: str, name: str) -> None:
     assert parts.plan.num_updates > 10
     # Where the learning rate falls to 0, it does so about when the budget ends, and not before.
     if job.agent.decay_updates and getattr(job.agent, "decay", "linear") == "linear":
-        assert parts.plan.num_updates * parts.plan.minibatches / job.agent.decay_updates == pytest.approx(1, abs=0.01)
+        steps = parts.plan.num_updates * parts.plan.updates_per_unroll * parts.plan.minibatches
+        assert steps / job.agent.decay_updates == pytest.approx(1, abs=0.01)

@@ -55,6 +55,7 @@ def run(runtime, *calls):
         # Adam makes much of what rounding does to the least gradients: up to a twentieth of the learning rate here.
         pytest.param("muesli", (*MUESLI, "agent.learning_rate=1e-4"), marks=pytest.mark.slow),
         ("muesli", (*MUESLI, "agent.core.kind=gru", "agent.replay_share=0.5")),
+        ("r2d2", ("agent.burn_in=3", "agent.replay_capacity=64", "agent.learning_rate=1e-4")),
     ],
 )
 def test_in_turns_it_is_anakin(agent, settings):
