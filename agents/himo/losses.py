@@ -1,0 +1,185 @@
+"""The losses of HiMo. Guez et al. 2020, sections 3 and 4, https://arxiv.org/abs/2002.08329."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from podracer.agents.himo.config import Config
+from podracer.agents.himo.networks import Networks
+from podracer.nets import policies, torso
+from podracer.ops import episodes, sequence_q
+from podracer.types import Array, Metrics, Params, TimeStep, Trajectory
+
+
+class Ahead(NamedTuple):
+    """step: `[T+1, B]` int32, the time step from which each one is seen in hindsight. mask: `[T+1, B]` float32, 1 where it is
+    in the unroll.
+    """
+
+    step: Array
+    mask: Array
+
+
+def look_ahead(timestep: TimeStep, num_steps: int) -> Ahead:
+    """`t + k`, or the LAST step of the episode if that comes before; nothing beyond the unroll, and nothing from LAST itself.
+
+    Args:
+      timestep: step types `[T+1, B]`.
+      num_steps: `k`.
+    """
+    last = timestep.last()
+    final = last.shape[0] - 1
+    time = jnp.arange(final + 1)[:, None]
+    # Where no episode ends any more, an index that lies beyond the unroll from every step.
+    end = jax.lax.cummin(jnp.where(last, time, final + num_steps + 1), axis=0, reverse=True)
+    index = jnp.minimum(time + num_steps, end)
+    return Ahead(step=jnp.minimum(index, final), mask=((index <= final) & ~last).astype(jnp.float32))
+
+
+class Hindsight(NamedTuple):
+    """Of `T` time steps. value_loss, model_loss: `[T, B]`, 0 where there is no future to look at. phi: `[T, B, d]`."""
+
+    value_loss: Array
+    model_loss: Array
+    phi: Array
+
+
+def hindsight_losses(
+    params: Params,
+    networks: Networks,
+    config: Config,
+    timestep: TimeStep,
+    hidden: Array,
+    phi_hat: Array,
+    target: Array,
+    action: Array | None,
+) -> Hindsight:
+    """`L_v+` and `L_model` of the first `T` of `T' + 1` time steps.
+
+    Gradients of the first flow into `phi` and the hindsight value alone, those of the second into the model `phi_hat` and,
+    through `hidden`, into what made it (but see `Config.stop_phi` and `stop_state`).
+
+    Args:
+      params, networks, config: the agent's.
+      timestep, hidden: `[T'+1, B, ...]`, `T' >= T`; what lies beyond `T` is only looked at.
+      phi_hat: `[T, B, d]`. target: `[T, B]`, of the value that acts. action: `[T, B]` int32 for action values, or None.
+    """
+    num_steps = target.shape[0]
+    ahead = look_ahead(timestep, config.lookahead)
+    state = jax.lax.stop_gradient(hidden) if config.stop_state else hidden
+    future = networks.future_input(jax.lax.stop_gradient(hidden), timestep.observation)
+    phi = networks.phi(params, jnp.take_along_axis(future, ahead.step[:num_steps, :, None], axis=0))
+    value = select(networks.hindsight(params, state[:num_steps], phi), action)
+    mask = ahead.mask[:num_steps]
+    goal = jax.lax.stop_gradient(phi) if config.stop_phi else phi
+    return Hindsight(
+        value_loss=0.5 * mask * jnp.square(jax.lax.stop_gradient(target) - value),
+        model_loss=mask * jnp.mean(jnp.square(goal - phi_hat), axis=-1),
+        phi=phi,
+    )
+
+
+def select(values: Array, action: Array | None) -> Array:
+    """`[..., V]` to `[...]`: the value of `action` `[...]`, or of the state where `V` is 1."""
+    return values[..., 0] if action is None else jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
+
+
+def known_features(config: Config, phi_hat: Array) -> Array:
+    """`phi_hat` as value and policy read it: they learn from it, and it does not learn from them, but in the baseline."""
+    return phi_hat if config.model_free else jax.lax.stop_gradient(phi_hat)
+
+
+def total(config: Config, base_loss: Array, found: Hindsight, weight: Array | float = 1.0) -> tuple[Array, dict[str, Array]]:
+    """`base_loss + alpha L_v+ + beta L_model`, and metrics. weight: `[B]`, of columns."""
+    hindsight_loss, model_loss = jnp.mean(weight * found.value_loss), jnp.mean(weight * found.model_loss)
+    metrics = {
+        "hindsight_loss": hindsight_loss,
+        "model_loss": model_loss,
+        "phi_std": jnp.mean(jnp.std(found.phi, axis=(0, 1))),
+    }
+    if config.model_free:
+        return base_loss, metrics
+    return base_loss + config.hindsight_cost * hindsight_loss + config.model_cost * model_loss, metrics
+
+
+def vtrace_loss(
+    params: Params,
+    networks: Networks,
+    policy: policies.Policy,
+    config: Config,
+    trajectory: Trajectory,
+    hidden: Array,
+    entropy_cost: Array,
+) -> tuple[Array, Metrics]:
+    """The actor-critic form: V-trace targets for `vm` and `v+`, advantages from `vm` (Espeholt et al. 2018, section 4).
+
+    Args:
+      params, networks, policy, config: the agent's.
+      trajectory: `[T+1, B, ...]`. hidden: `[T+1, B, H]`. entropy_cost: `[]`.
+    """
+    import rlax  # costs more to import than jax itself
+
+    timestep = trajectory.timestep
+    phi_hat = networks.phi_hat(params, hidden)
+    known = known_features(config, phi_hat)
+    values = select(networks.value(params, hidden, known), None)
+    parameters = policy.mask(networks.policy(params, hidden, known), timestep.observation)
+    log_prob = policy.log_prob(parameters[:-1], trajectory.actor_output.action)
+    step = episodes.transitions(timestep, config.discount)
+    rewards = jnp.clip(step.r_t, -config.vtrace.max_abs_reward, config.vtrace.max_abs_reward)
+    # A ratio of 0 cuts every trace at LAST -> FIRST: see podracer/ops/episodes.py.
+    ratio = jax.lax.stop_gradient(jnp.exp(log_prob - trajectory.actor_output.log_prob))
+    rho = jnp.where(step.mask_tm1 == 1, ratio, 0.0)  # a product would make NaN of an infinite ratio
+    vtrace = jax.vmap(rlax.vtrace_td_error_and_advantage, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)(
+        values[:-1], jax.lax.stop_gradient(values[1:]), rewards, step.discount_t, rho, config.vtrace.trace_decay
+    )
+    policy_loss = jnp.mean(-log_prob * jax.lax.stop_gradient(vtrace.pg_advantage))
+    value_loss = 0.5 * jnp.mean(jnp.square(vtrace.errors))
+    entropy = episodes.masked_mean(policy.entropy(parameters[:-1]), step.mask_tm1)
+    base_loss = policy_loss + config.vtrace.value_cost * value_loss - entropy_cost * entropy
+    target = vtrace.errors + values[:-1]
+    found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:-1], target, None)
+    loss, metrics = total(config, base_loss, found)
+    return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, **metrics}
+
+
+def q_loss(
+    params: Params,
+    networks: Networks,
+    config: Config,
+    trajectory: Trajectory,
+    hidden: Array,
+    target_q: Array,
+    weight: Array | float,
+) -> tuple[Array, Metrics]:
+    """The form with action values: n-step double-Q targets for `qm` and `q+` (Kapturowski et al. 2019, section 2.3).
+
+    Args:
+      params, networks, config: the agent's.
+      trajectory: time steps `[T+k+1, B, ...]` after the burn-in, of which the first `T` are learned: those behind them are only
+        looked at. hidden: `[T+k+1, B, H]`.
+      target_q: `[T+k+1, B, A]`, of the target network. weight: `[B]`, of columns, or 1.
+    """
+    timestep, num_steps = trajectory.timestep, config.unroll_length
+    phi_hat = networks.phi_hat(params, hidden)
+    q = networks.value(params, hidden, known_features(config, phi_hat))
+    steps = episodes.transitions(timestep, config.discount)
+    legal_q = torso.mask_logits(q, timestep.observation)
+    targets = jax.vmap(sequence_q.double_q_targets, in_axes=(1, 1, 1, None, None), out_axes=1)(
+        steps, legal_q[1:], target_q[1:], config.q.return_steps, config.q.rescale
+    )
+    target, action, mask = jax.tree.map(lambda x: x[:num_steps], (targets, trajectory.actor_output.action, steps.mask_tm1))
+    error = sequence_q.td_errors(q[:num_steps], action, target, mask)
+    value_loss = 0.5 * jnp.mean(weight * jnp.square(error))
+    found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:num_steps], target, action)
+    loss, more = total(config, value_loss, found, weight)
+    metrics: dict[str, Any] = {
+        "loss": loss,
+        "value_loss": value_loss,
+        "value": episodes.masked_mean(jnp.max(legal_q[:num_steps], axis=-1), mask),
+        **more,
+    }
+    if config.q.replay_share and config.q.priority_exponent:
+        metrics["priority"] = sequence_q.sequence_priority(error, mask, config.q.priority_mix)
+    return loss, metrics
