@@ -21,6 +21,9 @@ MAX_STEPS = 7
 HOST = ("dm_control", "envpool", "gymnasium")  # outside XLA: tests/envs/test_host.py holds them to the contract
 SUITES = [name for name in registry.names(registry.ENVS) if name not in HOST]
 MORE = (
+    "credit/feedback_bandit",
+    "credit/interleaving",
+    "credit/key_to_door",
     "gridworld/four_rooms",
     "gridworld/key_door",
     "gridworld/tmaze",
@@ -28,6 +31,7 @@ MORE = (
     "gymnax/Breakout-MinAtar",
     "gymnax/FrozenLake-misc",
     "gymnax/UmbrellaChain-bsuite",
+    "hindsight/policy_evaluation",
     "pgx/tic_tac_toe",
     "pgx/connect_four",
     "pgx/minatar-breakout",

@@ -1,0 +1,618 @@
+"""cca: its estimators against enumeration, the routes of its gradients, and what may reach whom."""
+
+import collections
+import functools
+import itertools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import rlax
+from dm_env import specs
+
+from podracer import config
+from podracer.agents.cca import losses
+from podracer.agents.cca.agent import Cca
+from podracer.agents.cca.config import ALL_ACTION, ESTIMATORS, HINDSIGHT
+from podracer.launch import job as jobs
+from podracer.ops import episodes, geco
+from podracer.runtimes.anakin import Anakin
+from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
+
+# Exact enumeration, in float64: every decision of every trajectory, its probability, and what it is conditioned on.
+
+LOGITS = np.array([[0.3, -0.4, 0.9], [0.2, 0.5, -0.6], [-0.7, 0.1, 0.4]])
+ACTIONS = range(3)
+
+
+def softmax(logits):
+    return np.exp(logits) / np.sum(np.exp(logits), axis=-1, keepdims=True)
+
+
+Decision = collections.namedtuple("Decision", "probability state phi action returns")
+
+
+def conditionals(decisions, policy):
+    """For every decision, exact: `V(x, phi)` `[N]`, `Q(x, phi, .)` and `P(.|x, phi)` `[N, A]`. Q is 0 where P is."""
+    mass, total = collections.defaultdict(lambda: np.zeros(3)), collections.defaultdict(lambda: np.zeros(3))
+    for d in decisions:
+        mass[d.state, d.phi][d.action] += d.probability
+        total[d.state, d.phi][d.action] += d.probability * d.returns
+    key = [(d.state, d.phi) for d in decisions]
+    q = np.array([np.divide(total[k], mass[k], out=np.zeros(3), where=mass[k] > 0) for k in key])
+    posterior = np.array([mass[k] / mass[k].sum() for k in key])
+    return np.sum(q * posterior, axis=-1), q, posterior
+
+
+def gradients(estimator, decisions, logits):
+    """The estimator's gradient with respect to `logits` `[S, A]` at every decision, `[N, S, A]`, by the agent's own losses."""
+    value, q, posterior = conditionals(decisions, softmax(logits))
+    with jax.enable_x64():
+        state, action = (np.array([getattr(d, name) for d in decisions]) for name in ("state", "action"))
+        returns = jnp.array([d.returns for d in decisions])
+        chosen = jnp.asarray(q if estimator in ALL_ACTION else value[:, None])
+        log_h = jnp.log(jnp.asarray(posterior))
+        behaviour = jax.nn.log_softmax(jnp.asarray(logits))[state, action]
+
+        def total(table):
+            log_policy = jax.nn.log_softmax(table)[state]
+            weights = losses.policy_weights(estimator, log_policy, action, behaviour, returns, chosen, log_h)
+            return -losses.policy_loss(log_policy, weights)
+
+        return np.asarray(jax.jacrev(total)(jnp.asarray(logits)))
+
+
+def moments(grads, decisions):
+    """Mean and variance (the trace of the covariance) under the decisions' probabilities."""
+    probability = np.array([d.probability for d in decisions])
+    mean = np.einsum("n,nsa->sa", probability, grads)
+    return mean, np.einsum("n,nsa->", probability, np.square(grads)) - np.sum(np.square(mean))
+
+
+NOISE = np.array([0.1, 0.2, 0.3, 0.4])
+LUCK = np.array([-6.0, 3.0, 0.0, 5.0])
+
+
+def bandit(kind):
+    """One state, three actions, four outcomes: the reward is a part of the action's and a part of the noise's, and of both.
+
+    The statistic is `constant`, the `noise`, `all` (noise and action), or `some`: the noise, and the action at a rate of 0.2,
+    else another draw of the policy.
+    """
+    policy, decisions = softmax(LOGITS[0]), []
+    for a, e, told in itertools.product(ACTIONS, range(4), ACTIONS):
+        phi = {"constant": (), "noise": (e,), "all": (e, a), "some": (e, told)}[kind]
+        share = 0.2 * (told == a) + 0.8 * policy[told]
+        reward = (0.5, -1.0, 1.5)[a] + LUCK[e] + 0.3 * a * (e == 2)
+        decisions.append(Decision(policy[a] * NOISE[e] * share, 0, phi, a, reward))
+    return decisions
+
+
+def bandit_gradient():
+    policy = softmax(LOGITS[0])
+    mean = np.zeros(3)
+    for d in bandit("constant"):
+        mean[d.action] += d.probability / policy[d.action] * d.returns
+    return policy * (mean - policy @ mean)
+
+
+def table(kind):
+    """Squared bias and variance of each estimator."""
+    decisions, exact = bandit(kind), bandit_gradient()
+    rows = {}
+    for estimator in HINDSIGHT:
+        mean, variance = moments(gradients(estimator, decisions, LOGITS), decisions)
+        rows[estimator] = np.sum(np.square(mean[0] - exact)), variance
+    return rows
+
+
+class TestEnumeration:
+    def test_a_constant_statistic_is_the_policy_gradient(self):
+        rows, decisions = table("constant"), bandit("constant")
+        plain = gradients("actor_critic", decisions, LOGITS)
+        np.testing.assert_allclose(gradients("cca", decisions, LOGITS), plain, atol=1e-12)
+        np.testing.assert_allclose(rows["cca"], (0, moments(plain, decisions)[1]), atol=1e-10)
+        np.testing.assert_allclose(rows["fc"], rows["cca"], atol=1e-10)
+        np.testing.assert_allclose([rows["fc_all_action"], rows["cca_all_action"]], 0, atol=1e-10)
+
+    def test_a_statistic_of_the_noise_alone_keeps_all_unbiased_and_cuts_the_variance(self):
+        rows, plain = table("noise"), table("constant")["cca"][1]
+        assert max(bias for bias, _ in rows.values()) < 1e-10
+        assert rows["cca"][1] < 0.2 * plain
+        assert rows["fc"][1] == pytest.approx(rows["cca"][1])
+        assert rows["fc_all_action"][1] < rows["cca"][1]
+
+    def test_a_statistic_that_gives_the_action_away_teaches_cca_nothing(self):
+        rows = table("all")
+        assert rows["cca"] == pytest.approx((np.sum(np.square(bandit_gradient())), 0), abs=1e-10)  # learned helplessness
+        assert rows["fc"][0] > 1e-2  # rules actions out
+        assert rows["fc_all_action"][0] < 1e-10
+
+    def test_a_partial_leak_biases_cca_and_not_the_future_conditional_forms(self):
+        rows = table("some")
+        assert 1e-5 < rows["cca"][0] < np.sum(np.square(bandit_gradient()))
+        assert rows["fc"][0] < 1e-10
+        assert rows["fc_all_action"][0] < 1e-10
+
+    def test_the_return_tells_as_much_as_it_may(self):
+        # Conditional on the return: h rules actions out here, unless outcomes are shared; those of a coin are.
+        coin = [Decision(p * q, 0, None, a, r) for a, p in enumerate(softmax(LOGITS[0])) for r, q in self._coin(a)]
+        decisions = [d._replace(phi=d.returns) for d in coin]
+        mean, _ = moments(gradients("hca_return", decisions, LOGITS), decisions)
+        policy = softmax(LOGITS[0])
+        q = np.array([sum(r * p for r, p in self._coin(a)) for a in ACTIONS])
+        np.testing.assert_allclose(mean[0], policy * (q - policy @ q), atol=1e-10)
+
+    @staticmethod
+    def _coin(action):
+        heads = (0.3, 0.5, 0.9)[action]
+        return (2.0, heads), (-1.0, 1 - heads)
+
+    def test_weights_of_actions_are_those_of_rlax(self):
+        logits, q = jnp.asarray(LOGITS), jnp.asarray(LOGITS[::-1] + 1.0)
+
+        def ours(logits):
+            log_policy = jax.nn.log_softmax(logits)
+            zero = jnp.zeros(3)
+            weights = losses.policy_weights("cca_all_action", log_policy, jnp.zeros(3, jnp.int32), zero, zero, q)
+            return jnp.mean(losses.policy_loss(log_policy, weights))
+
+        np.testing.assert_allclose(jax.grad(ours)(logits), jax.grad(rlax.qpg_loss)(logits, q), atol=1e-6)
+
+
+def walks(logits):
+    """A problem of two steps: all trajectories. The noise (e, f) is drawn before; e helps to choose between states 1 and 2."""
+    policy, found = softmax(logits), []
+    for e, f, a, b in itertools.product((0, 1), (0, 1), ACTIONS, ACTIONS):
+        state = 1 + (a + e) % 2
+        first, second = 0.4 * a - 3.0 * e, (1.0, -0.5)[state - 1] * b + 5.0 * f + 2.0 * (a == 0)
+        probability = (0.3, 0.7)[e] * (0.6, 0.4)[f] * policy[0, a] * policy[state, b]
+        found.append((probability, (e, f), (0, state), (a, b), (first, second)))
+    return found
+
+
+def walk_gradient():
+    def value(logits):
+        log_policy = jax.nn.log_softmax(logits)
+        terms = [
+            p
+            * sum(rewards)
+            * jnp.exp(log_policy[0, a] + log_policy[s, b] - jax.lax.stop_gradient(log_policy[0, a] + log_policy[s, b]))
+            for p, _, (_, s), (a, b), rewards in walks(LOGITS)
+        ]
+        return jnp.sum(jnp.stack(terms))
+
+    with jax.enable_x64():
+        return np.asarray(jax.grad(value)(jnp.asarray(LOGITS)))
+
+
+class TestTwoSteps:
+    @pytest.mark.parametrize("estimator", HINDSIGHT)
+    def test_the_surrogates_gradient_is_that_of_the_value(self, estimator):
+        decisions = []
+        for p, noise, states, actions, rewards in walks(LOGITS):
+            for t in (0, 1):
+                # What is decided second is known to nobody's first state; future-conditional forms may see the state it led to.
+                phi = (noise, states[1], 0) if estimator.startswith("fc_") and t == 0 else noise
+                decisions.append(Decision(p, states[t], phi, actions[t], sum(rewards[t:])))
+        mean, _ = moments(gradients(estimator, decisions, LOGITS), decisions)
+        np.testing.assert_allclose(mean, walk_gradient(), atol=1e-6)
+
+    def test_credit_through_later_states_is_exact(self):
+        found = walks(LOGITS)
+        probability = np.array([w[0] for w in found])
+        later = np.zeros((3, 3))  # P(a | second state), unnormalised
+        mean_reward, mass = np.zeros((3, 3)), np.zeros((3, 3))
+        for p, _, (_, s), (a, b), rewards in found:
+            later[s, a] += p
+            for state, action, reward in ((0, a, rewards[0]), (s, b, rewards[1] - 2.0 * (a == 0))):
+                mean_reward[state, action] += p * reward
+                mass[state, action] += p
+        # The bonus of the first action would make the second state no state of a Markov process: it is left out here.
+        rewards = np.array([[w[4][0] for w in found], [w[4][1] - 2.0 * (w[3][0] == 0) for w in found]])
+        state = np.array([w[2] for w in found]).T
+        with jax.enable_x64():
+            ones = jnp.ones((2, len(found)))
+            steps = episodes.Transitions(jnp.asarray(rewards), ones.at[1].set(0), ones)
+            pairs = losses.later_states(steps, jnp.asarray(rewards), jnp.full((3, len(found)), 7.0))
+            assert pairs.discount.shape == (2, 3, len(found))
+            assert jnp.sum(pairs.discount) == len(found)  # only the second state follows the first
+            log_h = jnp.log(jnp.asarray(later / np.maximum(later.sum(-1, keepdims=True), 1e-300)))[state[1]]
+            log_h = jnp.broadcast_to(log_h, (2, 3, *log_h.shape))
+            reward = jnp.asarray(mean_reward / np.maximum(mass, 1e-300))[state]
+
+            def total(table):
+                log_policy = jax.nn.log_softmax(table)[state]
+                weights = losses.state_hindsight_weights(log_policy, log_h, reward, pairs)
+                return -jnp.sum(jnp.asarray(probability) * losses.policy_loss(log_policy, weights))
+
+            def value(table):
+                log_policy = jax.nn.log_softmax(table)
+                likelihood = sum(log_policy[s, np.array([w[3][t] for w in found])] for t, s in enumerate(state))
+                ratio = jnp.exp(likelihood - jax.lax.stop_gradient(likelihood))
+                return jnp.sum(jnp.asarray(probability) * ratio * jnp.asarray(rewards.sum(0)))
+
+            logits = jnp.asarray(LOGITS)
+            np.testing.assert_allclose(jax.grad(total)(logits), jax.grad(value)(logits), atol=1e-10)
+
+
+@pytest.mark.parametrize(("kind", "biased"), [("noise", False), ("all", True)])
+def test_a_baseline_of_noise_has_no_correlation_with_the_score(kind, biased):
+    decisions = bandit(kind)
+    value, _, _ = conditionals(decisions, softmax(LOGITS))
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(len(decisions), size=200_000, p=[d.probability for d in decisions])
+    score = np.eye(3)[[d.action for d in decisions]] - softmax(LOGITS[0])
+    samples = (score * value[:, None])[drawn]
+    z = samples.mean(axis=0) / (samples.std(axis=0) / np.sqrt(len(drawn)))
+    assert (np.max(np.abs(z)) > 6) == biased
+    assert biased or np.max(np.abs(z)) < 4
+
+
+# The agent: made-up unrolls through the networks.
+
+A, B = 3, 2
+SPEC = EnvironmentSpec(
+    name="synthetic",
+    observation={"seen": specs.Array((4,), np.float32), "legal_actions": specs.Array((A,), np.bool_)},
+    action=specs.DiscreteArray(A),
+)
+SMALL = {
+    "torso.hidden": (8,),
+    "core.size": 8,
+    "head_hidden": (8,),
+    "hindsight.size": 4,
+    "hindsight.hidden": 8,
+    "hindsight.heads": 2,
+}
+
+
+@functools.cache
+def make(**overrides):
+    return Cca(SPEC, config.override(Cca.Config(), SMALL | overrides))
+
+
+def unroll(agent, step_type, discount=None, seed=0):
+    """Random data `[T+1, B]` with the given step types `[T+1]` in every column; the last action is illegal at times."""
+    rng = np.random.default_rng(seed)
+    step_type = np.tile(np.array(step_type, np.int32)[:, None], (1, B))
+    length = len(step_type) - 1
+    discount = np.ones(step_type.shape) if discount is None else np.tile(np.array(discount)[:, None], (1, B))
+    legal = np.ones((length + 1, B, A), bool)
+    legal[1::3, :, 2] = False
+    action = rng.integers(0, 2, (length, B))
+    return Trajectory(
+        timestep=TimeStep(
+            step_type=jnp.asarray(step_type),
+            reward=jnp.asarray(np.where(step_type == FIRST, 0, rng.normal(size=step_type.shape)), jnp.float32),
+            discount=jnp.asarray(discount, jnp.float32),
+            observation={"seen": jnp.asarray(rng.normal(size=(length + 1, B, 4)), jnp.float32), "legal_actions": legal},
+        ),
+        actor_output=ActorOutput(action=jnp.asarray(action, jnp.int32), log_prob=jnp.full((length, B), -1.0)),
+        actor_state=agent.initial_actor_state(B),
+    )
+
+
+def gradients_apart(agent, state, trajectory):
+    """The gradient of every term of the loss alone, by its name."""
+
+    def terms(params):
+        return losses.cca_losses(params, agent._networks, agent._policy, agent.config, state, trajectory)[0]
+
+    return jax.jit(jax.jacrev(terms))(state.params)
+
+
+def sizes(gradient):
+    """The greatest entry of each module, by `group/module`."""
+    return {
+        f"{group}/{module}": max(float(jnp.max(jnp.abs(x))) for x in leaves.values())
+        for group, modules in gradient.items()
+        for module, leaves in modules.items()
+    }
+
+
+EPISODES = [FIRST, MID, MID, LAST, FIRST, MID, LAST]
+ENDS = [1, 1, 1, 0, 1, 1, 1]
+ROUTES = {  # of each loss: groups and modules of the actor that it trains
+    "policy": {"torso", "core", "policy"},
+    "entropy": {"torso", "core", "policy"},
+    "hindsight": {"torso", "core", "hindsight", "hindsight_value"},
+    "value": {"value"},
+    "classifier": {"classifier"},
+    "independence": {"hindsight"},
+}
+
+
+def trained(gradient):
+    """The rows of ROUTES that `gradient` reaches."""
+    rows = set()
+    for name, size in sizes(gradient).items():
+        group = name.split("/")[0]
+        if group == "actor":
+            group = "policy" if "/policy" in name else "core" if "gru" in name or "lstm" in name else "torso"
+        if size > 0:
+            rows.add(group)
+    return rows
+
+
+def fresh(agent):
+    """Parameters of random values: heads start near 0, where few gradients flow."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(agent.init, jax.random.key(0)).params
+    return jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def agent():
+    return make(**{"core.kind": "gru"})
+
+
+@pytest.fixture(scope="module")
+def state(agent):
+    return agent.train_state(fresh(agent))
+
+
+def test_every_loss_trains_what_it_should_and_nothing_else(agent, state):
+    found = gradients_apart(agent, state, unroll(agent, EPISODES, ENDS))
+    assert {loss: trained(gradient) for loss, gradient in found.items()} == ROUTES
+
+
+def test_the_critic_can_leave_the_state_alone():
+    agent = make(critic_trains_state=False)
+    state = agent.train_state(fresh(agent))
+    trajectory = unroll(agent, EPISODES, ENDS)
+
+    def term(params):
+        return losses.cca_losses(params, agent._networks, agent._policy, agent.config, state, trajectory)[0]["hindsight"]
+
+    assert trained(jax.jit(jax.grad(term))(state.params)) == {"hindsight", "hindsight_value"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind"),
+    [
+        *((estimator, "rnn") for estimator in ("cca_all_action", "hca_state", "hca_return")),
+        ("fc", "attention"),
+        ("fc_all_action", "mlp"),
+    ],
+)
+def test_losses_are_finite_and_nothing_is_learned_from_the_pair_last_first(estimator, kind):
+    agent = make(**{"estimator": estimator, "hindsight.kind": kind})
+    params = fresh(agent)
+    state = agent.train_state(params)
+    trajectory = unroll(agent, EPISODES, ENDS)
+    output, timestep = trajectory.actor_output, trajectory.timestep
+    changed = trajectory.replace(
+        actor_output=output.replace(
+            action=output.action.at[3].set(1 - output.action[3]), log_prob=output.log_prob.at[3].set(-9)
+        ),
+        timestep=timestep.replace(reward=timestep.reward.at[4].set(100), discount=timestep.discount.at[4].set(0.3)),
+    )
+    total = jax.jit(jax.grad(agent.loss, has_aux=True))
+    before, _ = total(params, state, trajectory, None)
+    after, metrics = total(params, state, changed, None)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), before, after)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((before, metrics)))
+    assert all(np.any(np.asarray(x) != 0) for x in jax.tree.leaves(before))  # every part of the networks learns
+
+
+@pytest.mark.parametrize("kind", ["rnn", "attention", "mlp"])
+def test_the_statistic_sees_the_rest_of_the_episode_and_not_the_action(kind):
+    agent = make(**{"hindsight.kind": kind, "core.kind": "gru"})
+    params = fresh(agent)["hindsight"]
+    trajectory = unroll(agent, [FIRST, MID, MID, MID, LAST, FIRST, MID])
+    timestep, action = trajectory.timestep, trajectory.actor_output.action
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(7, B, 8)), jnp.float32)
+    phi = jax.jit(agent._networks.hindsight)
+    base = phi(params, timestep, action, x)
+
+    def moved(timestep=timestep, action=action, x=x):
+        change = np.max(np.abs(phi(params, timestep, action, x) - base), axis=(1, 2))
+        return {t for t in range(6) if change[t] > 1e-6} - {4}  # what is at LAST means nothing
+
+    reward = lambda t: timestep.replace(reward=timestep.reward.at[t].add(1.0))  # noqa: E731
+    seen = {**timestep.observation, "seen": timestep.observation["seen"].at[3].add(1.0)}
+    one_step = kind == "mlp"
+    assert moved(reward(3)) == ({2} if one_step else {0, 1, 2})
+    assert moved(timestep.replace(observation=seen)) == ({2} if one_step else {0, 1, 2})
+    assert moved(action=action.at[2].add(1) % A) == ({1} if one_step else {0, 1})
+    assert moved(x=x.at[2].add(1.0)) == ({1, 2} if one_step else {0, 1, 2})
+    assert moved(reward(6)) == {5}  # another episode's
+    assert moved(action=action.at[4].add(1) % A) == set()  # chosen at LAST, it leads nowhere
+
+
+def test_a_constant_statistic_is_advantage_actor_critic():
+    agent = make(**{"core.kind": "gru"})
+    critic = make(**{"core.kind": "gru", "estimator": "actor_critic"})
+    params = fresh(agent)
+    # Phi = 0, and the same head for V(X, 0) as for V(X).
+    params["hindsight"] = params["hindsight"] | {"phi": jax.tree.map(jnp.zeros_like, params["hindsight"]["phi"])}
+    first, *_ = [name for name in params["value"] if params["value"][name]["w"].shape[0] == 8 and "mlp" in name]
+    params["value"] = jax.tree.map(lambda x: x, params["hindsight_value"])
+    params["value"][first] = params["value"][first] | {"w": params["hindsight_value"][first]["w"][:8]}
+    trajectory = unroll(agent, [FIRST, MID, LAST, FIRST, MID, LAST], [1, 1, 0, 1, 1, 0])
+    parts = [{name: params[name] for name in group} for group in (params, ("actor", "value"))]
+    grads = [
+        jax.jit(jax.grad(a.loss, has_aux=True))(p, a.train_state(p), trajectory, None)[0]["actor"]
+        for a, p in zip((agent, critic), parts, strict=True)
+    ]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *grads)
+    assert max(sizes({"actor": grads[0]}).values()) > 1e-3
+
+
+def test_returns_end_with_their_episode_and_bootstrap_where_it_goes_on():
+    trajectory = unroll(make(), [MID, LAST, FIRST, MID, LAST, FIRST, MID], [1, 0, 1, 1, 1, 1, 1])
+    steps = episodes.transitions(trajectory.timestep, 0.9)
+    values = jnp.arange(7.0)[:, None] + jnp.zeros((7, B))
+    r = np.asarray(trajectory.timestep.reward)
+    g = losses.returns_to_go(steps, steps.r_t, values)
+    np.testing.assert_allclose(g[0], r[1], rtol=1e-6)  # terminated
+    np.testing.assert_allclose(g[3], r[4] + 0.9 * 4.0, rtol=1e-5)  # truncated
+    np.testing.assert_allclose(g[2], r[3] + 0.9 * np.asarray(g[3]), rtol=1e-5)
+    np.testing.assert_allclose(g[5], r[6] + 0.9 * 6.0, rtol=1e-5)  # goes on after the unroll
+
+
+@pytest.mark.parametrize("kind", ["none", "lstm"])
+def test_acting_step_by_step_is_the_unroll(kind):
+    agent = make(**{"core.kind": kind})
+    params = fresh(agent)["actor"]
+    trajectory = unroll(agent, EPISODES)
+    _, logits = agent._networks.unroll(params, trajectory.timestep, trajectory.actor_output.action, trajectory.actor_state)
+    memory, act = trajectory.actor_state, jax.jit(agent.act, static_argnums=4)
+    for t, taken in enumerate(trajectory.actor_output.action):
+        timestep = jax.tree.map(lambda x, t=t: x[t], trajectory.timestep)
+        output, memory = act(params, memory, timestep, jax.random.split(jax.random.key(t), B), Mode.TRAIN)
+        log_policy = jax.nn.log_softmax(logits[t])
+        np.testing.assert_allclose(output.log_prob, log_policy[jnp.arange(B), output.action], atol=1e-5)
+        memory = agent.played(memory, taken)
+    if kind != "none":
+        np.testing.assert_array_equal(memory.action, trajectory.actor_output.action[-1])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_nothing_that_looks_back_travels_to_actors(estimator):
+    agent = make(**{"estimator": estimator, "core.kind": "lstm"})
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    learned = {"value", *(("hindsight", "hindsight_value", "classifier") if estimator in HINDSIGHT else ())}
+    assert learned <= set(state.params)
+    travelling = set(agent.actor_params(state))
+    assert {name.split("/")[0] for name in travelling} == {"mlp", "lstm", "policy"}
+    # And it is all that acting asks for.
+    timestep = SPEC.example((B,))
+    keys = jax.random.split(jax.random.key(0), B)
+    jax.eval_shape(lambda p: agent.act(p, agent.initial_actor_state(B), timestep, keys, Mode.TRAIN), agent.actor_params(state))
+
+
+def test_a_constraint_finds_its_weight_the_same_on_all_devices():
+    agent = make(**{"independence.bound": 0.02, "independence.weight": 3.0})
+    state = agent.train_state(fresh(agent), extra=geco.init_geco(3.0 * 0.02))
+    both = [unroll(agent, EPISODES, ENDS, seed) for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
+    keys = jax.random.split(jax.random.key(0), (2, B))
+    update = jax.jit(jax.vmap(lambda t, k: agent.update(state, t, k, "devices"), axis_name="devices"))
+    new, metrics = update(stacked, keys)
+    for leaf in jax.tree.leaves((new, metrics)):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+    assert metrics["independence"][0] > 0.02
+    assert new.extra.log_multiplier[0] > state.extra.log_multiplier
+    # One device with both unrolls as its columns is the same.
+    joined = jax.tree.map(
+        lambda *x: jnp.concatenate(x, axis=1), both[0].replace(actor_state=()), both[1].replace(actor_state=())
+    )
+    one = jax.jit(jax.vmap(lambda t, k: agent.update(state, t, k, "devices"), axis_name="devices"))
+    whole, more = one(jax.tree.map(lambda x: x[None], joined), keys.reshape(1, -1))
+    np.testing.assert_allclose(more["independence"][0], metrics["independence"][0], rtol=1e-5)
+    np.testing.assert_allclose(whole.extra.log_multiplier[0], new.extra.log_multiplier[0], rtol=1e-5)
+
+
+def test_continuous_actions_are_refused_in_one_line():
+    with pytest.raises(TypeError, match="continuous actions; this agent needs discrete ones"):
+        Cca(
+            EnvironmentSpec(name="line", observation=specs.Array((1,), np.float32), action=specs.Array((1,), np.float32)),
+            Cca.Config(),
+        )
+
+
+@pytest.mark.parametrize("name", sorted(Cca.presets()))
+def test_a_preset_makes_a_job(name):
+    job, taken = jobs.new_job(jobs.Request("anakin", "cca", name, preset=name))
+    assert taken == name
+    plan = jobs.build(job).plan
+    assert plan.num_updates > 10
+    if job.agent.decay_updates:
+        steps_an_update = plan.num_envs * (plan.unroll_length - 1)  # unrolls of whole episodes, with a slot for the reset
+        assert job.num_steps / steps_an_update == pytest.approx(job.agent.decay_updates, rel=0.01)
+
+
+# What only learning shows, through the real runtime, on a bandit of five arms.
+
+BANDIT = {
+    "env.largest": 2,
+    "env.num_feedback": 16,
+    "env.noise": 10.0,
+    "agent.reward_scale": 0.2,
+    "agent.entropy_cost": 0.2,
+    "agent.decay_updates": 0,
+    "agent.torso.hidden": (32,),
+    "agent.head_hidden": (32,),
+    "agent.hindsight.hidden": 32,
+    "agent.hindsight.size": 4,
+    "agent.learning_rate": 2e-3,
+    "agent.classifier_learning_rate": 4e-3,
+}
+
+
+@functools.cache
+def trained_bandit(num_updates, *settings):
+    """The agent, its TrainState after `num_updates`, the environment, and metrics of the last fifth."""
+    job, _ = jobs.new_job(jobs.Request("anakin", "cca", "credit/feedback_bandit", steps=64 * num_updates))
+    parts = jobs.build(config.override(job, BANDIT | dict(settings)))
+    runtime = Anakin(parts.agent, parts.environment, parts.plan)
+    state, _ = runtime.run(runtime.init(), num_updates * 4 // 5)
+    state, metrics = runtime.run(state, num_updates // 5)
+    return parts.agent, runtime.train_state(state), parts.environment, metrics
+
+
+def fresh_information(agent, params, environment, num=20_000, num_steps=1500):
+    """`E log h(A|X, Phi) - log pi(A|X)` of a classifier that never met `Phi`, on episodes it has not seen, in nats."""
+    keys = jax.random.split(jax.random.key(5), num)
+    env_state, first = jax.vmap(environment.reset)(keys)
+    output, _ = agent.act(params["actor"], (), first, keys, Mode.TRAIN)
+    _, last = jax.vmap(environment.step)(env_state, output.action, jax.random.split(jax.random.key(6), num))
+    timestep = jax.tree.map(lambda a, b: jnp.stack([a, b]), first, last)
+    x, logits = agent._networks.unroll(params["actor"], timestep, output.action[None], ())
+    phi = agent._networks.hindsight(params["hindsight"], timestep, output.action[None], x)[0]
+    phi = (phi - phi.mean(axis=0)) / (phi.std(axis=0) + 1e-6)
+    inputs = jnp.concatenate([first.observation[:, :5], phi], axis=-1)
+    target, log_pi = jax.nn.one_hot(output.action, 5), jax.nn.log_softmax(logits[0])
+    net = hk.without_apply_rng(hk.transform(hk.nets.MLP((64, 64, 5))))
+    optimizer = optax.adam(1e-3)
+
+    def log_h(weights, of):
+        # As a correction to the policy: at its start it knows nothing, and says so.
+        return jax.nn.log_softmax(log_pi[of] + net.apply(weights, inputs[of]))
+
+    def step(carry, index):
+        weights, opt_state = carry
+        loss = lambda w: -jnp.mean(jnp.sum(target[index] * log_h(w, index), axis=-1))  # noqa: E731
+        updates, opt_state = optimizer.update(jax.grad(loss)(weights), opt_state)
+        return (optax.apply_updates(weights, updates), opt_state), None
+
+    weights = net.init(jax.random.key(7), inputs)
+    batches = jax.random.randint(jax.random.key(8), (num_steps, 256), 0, num // 2)
+    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), batches)
+    unseen = jnp.arange(num // 2, num)
+    return jnp.mean(jnp.sum(target[unseen] * (log_h(weights, unseen) - log_pi[unseen]), axis=-1))
+
+
+@pytest.mark.slow
+def test_a_fresh_classifier_learns_nothing_of_the_action_from_an_independent_statistic():
+    found = {}
+    for weight in (30.0, 0.0):
+        agent, state, environment, _ = trained_bandit(3000, ("agent.independence.weight", weight))
+        found[weight] = jax.jit(lambda p, a=agent, e=environment: fresh_information(a, p, e))(state.params)
+    assert found[30.0] < 0.01
+    assert found[0.0] > 0.1  # the control
+
+
+@pytest.mark.slow
+def test_hindsight_explains_the_noise_away_and_the_bandit_is_solved():
+    _, _, _, metrics = trained_bandit(3000, ("agent.independence.weight", 1.0), ("agent.entropy_cost", 0.05))
+    ratio = metrics["hindsight_error"] / metrics["value_error"]
+    assert ratio < 0.1
+    assert metrics["episode_return"] > -0.7
+    *_, idle = trained_bandit(500, ("agent.learning_rate", 0.0))
+    assert idle["episode_return"] < -3.0  # the control: a random policy earns -4
+    assert idle["hindsight_error"] / idle["value_error"] > 0.9
+
+
+@pytest.mark.slow
+def test_the_constraint_is_met():
+    settings = (("agent.independence.bound", 0.05), ("agent.independence.weight", 0.1), ("agent.independence.rate", 0.05))
+    _, state, _, metrics = trained_bandit(3000, *settings)
+    assert metrics["independence"] == pytest.approx(0.05, rel=0.3)
+    assert np.isfinite(metrics["independence_weight"])
+    assert float(jnp.exp(state.extra.log_multiplier)) / 0.05 != pytest.approx(0.1, rel=0.1)
