@@ -171,6 +171,14 @@ def test_muesli_reaches_with_continuous_actions():
     assert trained.before < -1.2  # the control: what the policy does before it has learned much
 
 
+@pytest.mark.slow
+def test_muzero_reaches_with_sampled_actions():
+    settings = ("agent.search.num_sampled_actions=8", "agent.discount=0.9", "agent.unroll_length=10")
+    learned = train("muzero", f"{__name__}:REACH", 400, *settings).after
+    assert train("muzero", f"{__name__}:REACH", 100, *settings, "agent.learning_rate=0").after < -2.0
+    assert learned > -1.0
+
+
 def test_impala_reaches_with_continuous_actions():
     settings = ("agent.discount=0.9", "agent.entropy_cost=0.001")
     learned = train("impala", f"{__name__}:REACH", 400, *settings).after
