@@ -166,7 +166,7 @@ def cases(section: str) -> list[Case]:
             found.append(Case(section, env, num_steps, of_noise, members))
         return found
     if section == "door":
-        env, num_steps = "credit/key_to_door_mini", 1_000_000
+        env, num_steps = "credit/key_to_door_mini", 2_000_000
         low, high = {"env.variance": "low"}, {"env.variance": "high"}
         of_high = {
             "actor-critic": _CRITIC,
@@ -175,12 +175,12 @@ def cases(section: str) -> list[Case]:
             "HCA, return": {"agent.estimator": "hca_return"},
         }
         return [
-            Case(section, env, num_steps, {**low, **_CRITIC}, {"low: actor-critic": None}),
-            Case(section, env, num_steps, low, {"low: CCA, LSTM": None}),
+            Case(section, env, num_steps // 2, {**low, **_CRITIC}, {"low: actor-critic": None}),
+            Case(section, env, num_steps // 2, low, {"low: CCA, LSTM": None}),
             Case(section, env, num_steps, high, {"high: CCA, LSTM": None, "high: CCA, LSTM, weight 0": 0.0}),
             *(Case(section, env, num_steps, {**high, **more}, {f"high: {label}": None}) for label, more in of_high.items()),
         ]
-    env, num_steps = "credit/interleaving", 1_000_000
+    env, num_steps = "credit/interleaving", 600_000
     return [
         Case(section, env, num_steps, _CRITIC, {"actor-critic": None}),
         Case(section, env, num_steps, {}, {"CCA, LSTM": None}),

@@ -42,7 +42,8 @@ class Networks:
             nets["hindsight"] = self._hindsight
             nets["hindsight_value"] = _head(hidden, num_actions if all_action else 1)
         if hindsight or config.estimator in ("hca_return", "hca_state"):
-            nets["classifier"] = _head(hidden, num_actions)
+            # Of plain ReLUs Phi would switch all off, and with them the gradient by which the classifier could recover.
+            nets["classifier"] = _head(hidden, num_actions, jax.nn.leaky_relu)
         if config.estimator == "hca_state":
             nets["reward"] = _head(hidden, num_actions)
         self._nets: dict[str, Any] = {name: hk.without_apply_rng(hk.transform(net)) for name, net in nets.items()}
@@ -178,11 +179,13 @@ class Networks:
         return jax.nn.relu(jnp.swapaxes(future, 0, 1))
 
 
-def _head(hidden: tuple[int, ...], size: int) -> Callable[..., Array]:
+def _head(hidden: tuple[int, ...], size: int, activation: Callable[[Array], Array] = jax.nn.relu) -> Callable[..., Array]:
     def head(*inputs: Array) -> Array:
         leading = functools.reduce(jnp.broadcast_shapes, (x.shape[:-1] for x in inputs))
-        features = [jnp.broadcast_to(x, (*leading, x.shape[-1])) for x in inputs]
-        return Head(hidden, size, "head")(jnp.concatenate(features, axis=-1))
+        features = jnp.concatenate([jnp.broadcast_to(x, (*leading, x.shape[-1])) for x in inputs], axis=-1)
+        if hidden:
+            features = hk.nets.MLP(hidden, activation=activation, activate_final=True)(features)
+        return Head((), size, "head")(features)
 
     return head
 
