@@ -248,7 +248,7 @@ def test_envpool_sends_and_receives_by_number_in_any_order(name):
         halves.send(np.array([1]), np.array([3]))
     halves.send(np.array([0, 1]), np.array([2, 1]))
     taken = np.zeros(4, int)
-    while (taken < 20).any():
+    while halves._busy.sum() >= 2:  # a batch: how far the environments are apart by then is up to the machine's load
         env_id, timestep = halves.recv(TIMEOUT)
         for row, number in enumerate(env_id):
             assert same(
@@ -259,8 +259,7 @@ def test_envpool_sends_and_receives_by_number_in_any_order(name):
         again = env_id[taken[env_id] < 20][::-1]
         if again.size:
             halves.send(again % 2, again)
-        if taken.sum() > 76 and halves._busy.sum() < 2:
-            break  # the last of a pool whose batches came uneven
+    assert (taken == 20).sum() >= 3  # the fourth may be left without a second to make a batch with
     with pytest.raises(ValueError, match="send more"):
         halves.recv(TIMEOUT)
     with pytest.raises(Unsupported, match="must divide"):
