@@ -5,7 +5,7 @@
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= dev,pgx
+EXTRAS ?= dev,pgx,ray
 BIN := .venv/bin
 STAMP := .venv/.complete
 # The slim form: a minute and 170 MB, where the official one takes two and 1.3 GB. The installation itself writes this file.
