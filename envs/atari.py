@@ -266,7 +266,7 @@ class AtariHost(EnvpoolHost):
             return _observation(self.config, observation, info["ram"], ())
         ram_tm1 = np.where(first[:, None], info["ram"], self._ram[env_id])
         self._ram[env_id] = info["ram"]
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
             return np.asarray(self._objects(info["ram"], ram_tm1))
 
 

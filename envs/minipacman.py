@@ -259,7 +259,7 @@ class _Mazes:
           ConfigError: there are not as many different mazes, or they are hard to find.
         """
         found: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
             for number in range(_TRIES):
                 for walls, power in zip(*jax.device_get(self._draw_round(number)), strict=True):
                     found.setdefault(walls.tobytes(), (walls, power))

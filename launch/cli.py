@@ -1,10 +1,11 @@
 """The command `podracer`. Nothing heavy is imported until a command needs it: `--help` and completion stay quick."""
 
+import dataclasses
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,10 +14,12 @@ import click
 from podracer import __version__, registry
 from podracer.config import ConfigError, parse_assignments
 from podracer.launch.actor import actor
+from podracer.launch.options import Count, complete_env, job_options, run_options, sebulba_options, sebulba_request
+from podracer.launch.plan_command import plan
 from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
 
-_SEBULBA_FLAGS = ("actor_devices", "learner_devices", "max_lag", "store", "listen")
+_LAST_WAIT_SECONDS = 7 * 86400.0  # for the host that evaluates
 _SEBULBA_HELP = """Train an agent on environments of the host: actor devices act, learner devices learn (Sebulba).
 
 The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
@@ -44,69 +47,6 @@ _LAUNCH_HELP = """Train an agent in one XLA program: environment, acting and lea
     """
 
 
-class Count(click.ParamType[int]):
-    """A whole number, written as 2000000, 2_000_000 or 2e6."""
-
-    name = "N"
-
-    def __init__(self, least: int):
-        self.least = least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            try:
-                number = int(float(value))
-                exact = float(value) == number
-            except (ValueError, OverflowError):
-                exact = False
-            if not exact:
-                self.fail(f"{value!r} is no whole number", param, ctx)
-        if number < self.least:
-            self.fail(f"{value} is less than {self.least}", param, ctx)
-        return number
-
-
-def _complete_agent(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    del ctx, param
-    return [name for name in registry.names(registry.AGENTS) if name.startswith(incomplete)]
-
-
-def _complete_env(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Suites at first, without loading one; the tasks of a suite once its name is there."""
-    del ctx, param
-    suite, slash, _ = incomplete.partition("/")
-    if not slash:
-        return [name for name in registry.names(registry.ENVS) if name.startswith(incomplete)]
-    try:
-        prepare()
-        tasks = registry.suite(suite).tasks()
-    except Exception:  # completion must never print
-        return []
-    return [name for task in tasks if (name := f"{suite}/{task}").startswith(incomplete)]
-
-
-def _job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a job, the same for every runtime."""
-    options = [
-        click.option("--agent", metavar="NAME", shell_complete=_complete_agent, help="Agent: a name, or package.module:Class."),
-        click.option("--env", metavar="NAME", shell_complete=_complete_env, help="Environment: suite or suite/task."),
-        click.option("--steps", type=Count(1), help="Budget in agent steps of one seed."),
-        click.option("--seed", type=Count(0), help="Seed from which all randomness derives.  [default: 0]"),
-        click.option("--seeds", type=Count(1), help="Train a population of seeds: seed, seed + 1, ...  [default: 1]"),
-        click.option("--devices", type=Count(0), help="Devices to use; 0 takes all.  [default: 1]"),
-        click.option("--preset", metavar="NAME", help="A named preset of the agent (podracer agents lists them)."),
-        click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any setting; repeat it for several."),
-        click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run."),
-        click.option("--resume", is_flag=True, help="Go on with the run in --run-dir."),
-        click.option("--dry-run", is_flag=True, help="Print settings and plan, and stop."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="podracer")
 def cli() -> None:
@@ -131,7 +71,8 @@ def launch() -> None:
 
 
 @launch.command(help=_LAUNCH_HELP)
-@_job_options
+@job_options
+@run_options
 def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **request: Any) -> None:
     from podracer.launch.job import Request
 
@@ -139,31 +80,27 @@ def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **request: Any) ->
 
 
 @launch.command(help=_SEBULBA_HELP)
-@_job_options
-@click.option("--actor-devices", type=Count(1), help="Devices that act.  [default: a quarter, or the only one]")
-@click.option("--learner-devices", type=Count(1), help="Devices that learn.  [default: the others, or the only one]")
-@click.option("--max-lag", type=Count(0), help="Updates that may lie between acting and learning.  [default: 4]")
-@click.option(
-    "--store", type=click.Choice(["queue", "reverb"]), help="Where unrolls and replay wait.  [default: queue, in this process]"
-)
-@click.option("--listen", metavar="HOST:PORT", help="Of --store reverb, for other actors.  [default: 127.0.0.1:0, a free port]")
-def sebulba(run_dir: Path | None, resume: bool, dry_run: bool, settings: Sequence[str], **options: Any) -> None:
+@job_options
+@sebulba_options
+@run_options
+def sebulba(run_dir: Path | None, resume: bool, dry_run: bool, **options: Any) -> None:
     from podracer.launch.job import Request
 
-    if options["devices"] is not None:
-        raise ConfigError("--devices is for Anakin: say --actor-devices and --learner-devices")
-    flags = [f"sebulba.{name}={options.pop(name)}" for name in _SEBULBA_FLAGS if options[name] is not None]
-    request = {name: value for name, value in options.items() if name not in _SEBULBA_FLAGS}
-    _launch(Request(runtime="sebulba", settings=(*settings, *flags), **request), run_dir, resume, dry_run)
+    _launch(Request(**sebulba_request(options)), run_dir, resume, dry_run)
 
 
 def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> None:
     """Runs a job; shared by all runtimes."""
-    from podracer.launch import job as jobs
     from podracer.launch.signals import StopRequests
 
     with StopRequests() as requests:
         prepare()
+        from podracer import hosts
+        from podracer.launch import job as jobs
+
+        host = hosts.join()
+        if host.generation:  # a launcher started it
+            request = dataclasses.replace(request, hosts=host.num)
         if resume and run_dir is None:
             raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
         if resume and run_dir is not None:
@@ -179,33 +116,59 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         try:
             memory = runtime.memory()
             if not dry_run:
-                jobs.check_memory(memory, parts.plan.num_devices)
-                _write_job(run_dir, job, preset)
-            print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
-            code = 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests)
+                jobs.check_memory(memory, parts.plan.devices_per_host)
+            if host.first:
+                if not dry_run:
+                    _write_job(run_dir, job, preset)
+                print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
+            code = 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests, host)
+        except BaseException:
+            _end_at_once(host)
+            raise
         finally:
             runtime.close()
+        host.wait("the end", _LAST_WAIT_SECONDS)
     _leave(code)
+
+
+def _end_at_once(host: Any) -> None:
+    """Of several hosts, ends this one after an error: at an orderly end it would wait for the others, who wait for it."""
+    if host.num > 1:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception) and _is_users_mistake(error):
+            _complain(str(error))
+            _leave_now(2)
+        traceback.print_exc()
+        _leave_now(1)
 
 
 def _leave(code: int) -> NoReturn:
     """Ends the process. An actor's thread that could not be ended, since it compiles, would abort the interpreter's own end."""
     if any(thread.name.startswith("actor-") for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _leave_now(code)
     sys.exit(code)
 
 
-def _execute(job: Any, parts: Any, runtime: Any, run_dir: Path, resume: bool, requests: Any) -> int:
+def _leave_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _execute(job: Any, parts: Any, runtime: Any, run_dir: Path, resume: bool, requests: Any, host: Any) -> int:
+    from podracer.checkpoint import Superseded
     from podracer.launch.train import ActorsFailed, Diverged, Run
 
-    print(f"run folder {run_dir}", flush=True)
+    if host.first:
+        print(f"run folder {run_dir}", flush=True)
     try:
-        return Run(job, parts, runtime, run_dir, resume, requests).execute()
-    except (Diverged, ActorsFailed) as error:
+        return Run(job, parts, runtime, run_dir, resume, requests, host).execute()
+    except (Diverged, ActorsFailed, Superseded) as error:
         _complain(str(error))
-        return 1
+        code = 3 if isinstance(error, Superseded) else 1
+        if host.num > 1:
+            _leave_now(code)
+        return code
 
 
 def _write_job(run_dir: Path, job: Any, preset: str) -> None:
@@ -273,7 +236,7 @@ def agents() -> None:
 
 
 @cli.command()
-@click.argument("suite", required=False, shell_complete=_complete_env)
+@click.argument("suite", required=False, shell_complete=complete_env)
 def envs(suite: str | None) -> None:
     """List environments: all suites, or the tasks of SUITE."""
     prepare()
@@ -306,6 +269,7 @@ def doctor() -> None:
 
 
 cli.add_command(actor)
+cli.add_command(plan)
 cli.add_command(reverb)
 
 

@@ -12,8 +12,15 @@ from podracer.config import ConfigError, JobConfig, keys, override, parse_assign
 
 FORMAT = 1
 NOT_SETTINGS = {"agent_name": "--agent", "env_name": "--env", "runtime": "podracer launch RUNTIME"}
-MAY_CHANGE = ("num_steps", "eval_episodes", "checkpoint_seconds", "anakin.updates_per_call", "sebulba.listen")
-"""Settings that a resumed run may be given anew: none of them changes what an update computes."""
+MAY_CHANGE = (
+    "num_steps",
+    "num_hosts",
+    "eval_episodes",
+    "checkpoint_seconds",
+    "anakin.updates_per_call",
+    "sebulba.listen",
+)
+"""Settings that a resumed run may be given anew: none of them changes what an update computes, up to rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Request:
     seed: int | None = None
     seeds: int | None = None
     devices: int | None = None
+    hosts: int | None = None
     preset: str | None = None
     settings: Sequence[str] = ()
 
@@ -87,8 +95,8 @@ def resumed_job(request: Request, stored: JobConfig) -> JobConfig:
     return job
 
 
-def build(job: JobConfig) -> Parts:
-    """Environment, agent and plan.
+def build(job: JobConfig, available_devices: int | None = None) -> Parts:
+    """Environment, agent and plan. available_devices: that each host has; the default is as many as this one has.
 
     Raises:
       ConfigError, registry.NotFound, environment.Unsupported: a part that cannot be; one line.
@@ -98,7 +106,7 @@ def build(job: JobConfig) -> Parts:
     from podracer.plan import make_plan
 
     agent, environment = build_agent(job)
-    plan = make_plan(job, agent, environment.spec, jax.local_device_count())
+    plan = make_plan(job, agent, environment.spec, available_devices or jax.local_device_count())
     return Parts(agent=agent, environment=environment, plan=plan)
 
 
@@ -160,7 +168,9 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
     # How the environment differs from its own protocol is worth a word even where a preset chose it.
     chosen = [f"env.{key}={value}" for key, value in keys(job.env).items() if value != defaults[key]]
     lines = [
-        f"{job.agent_name} on {job.env_name}: {job.runtime}, {_many(plan.num_devices, 'device')}, "
+        f"{job.agent_name} on {job.env_name}: {job.runtime}, "
+        + (f"{plan.num_hosts} hosts, " if plan.num_hosts > 1 else "")
+        + f"{_many(plan.num_devices, 'device')}, "
         f"{_many(plan.num_envs, 'environment')}, {_many(plan.num_seeds, 'seed')}; "
         f"{plan.steps_per_update:,} steps an update, budget {job.num_steps:,} agent steps"
         + (f" (preset {preset})" if preset else "")
@@ -174,16 +184,26 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
     return lines
 
 
-def make_runtime(job: JobConfig, parts: Parts, preset: str, run_dir: Path) -> Any:
-    """The job's runtime, which writes nothing to `run_dir` before it runs. Raises ConfigError, Unsupported."""
+def make_runtime(
+    job: JobConfig, parts: Parts, preset: str, run_dir: Path | None, devices: Sequence[Any] | None = None
+) -> Any:
+    """The job's runtime, which writes nothing to `run_dir` before it runs.
+
+    devices: of all hosts, where it is to be traced for devices that are not here, and never to run.
+
+    Raises:
+      ConfigError, environment.Unsupported: what it cannot do.
+    """
     if job.runtime == "anakin":
         from podracer.runtimes.anakin import Anakin
 
-        return Anakin(parts.agent, parts.environment, parts.plan)
+        return Anakin(parts.agent, parts.environment, parts.plan, devices)
     if job.runtime == "sebulba":
         from podracer.runtimes.sebulba.runtime import Sebulba
 
-        return Sebulba(parts.agent, parts.environment, parts.plan, job_as_json(job, preset).encode(), run_dir)
+        # Actors that join serve one host, and see no others.
+        theirs = override(dataclasses.replace(job, num_hosts=1), {"anakin.num_envs": parts.plan.envs_per_host})
+        return Sebulba(parts.agent, parts.environment, parts.plan, job_as_json(theirs, preset).encode(), run_dir, devices)
     raise ConfigError(f"unknown runtime {job.runtime!r}: there are anakin and sebulba")
 
 
@@ -265,6 +285,7 @@ def _apply_flags(job: JobConfig, request: Request) -> JobConfig:
         "seed": request.seed,
         "num_seeds": request.seeds,
         "num_devices": request.devices,
+        "num_hosts": request.hosts,
     }
     return dataclasses.replace(job, **{name: value for name, value in flags.items() if value is not None})
 

@@ -58,7 +58,12 @@ class Call:
 
 
 def updates(
-    runtime: Any, state: Any, counters: Counters, num_steps: int, clock: Callable[[], float] = time.perf_counter
+    runtime: Any,
+    state: Any,
+    counters: Counters,
+    num_steps: int,
+    clock: Callable[[], float] = time.perf_counter,
+    agree: Callable[[int], int] = lambda number: number,
 ) -> Iterator[tuple[Any, Counters, Call]]:
     """Runs updates until every seed has taken `num_steps` agent steps.
 
@@ -72,6 +77,7 @@ def updates(
       counters: of the state.
       num_steps: budget of one seed.
       clock: seconds.
+      agree: makes the size of a call, which depends on time, the same on all hosts.
 
     Yields:
       The state, its counters and the call that led to them.
@@ -80,7 +86,7 @@ def updates(
     largest = max(1, (2**31 - 1) // plan.steps_per_update)
     size, compiled, mark = 1, True, clock()
     while (left := num_steps - min(counters.agent_steps)) > 0:
-        num_updates = min(size, largest, math.ceil(left / plan.steps_per_update))
+        num_updates = agree(min(size, largest, math.ceil(left / plan.steps_per_update)))
         state, metrics = runtime.run(state, num_updates)
         now = clock()
         made = int(metrics["updates"][0]) if "updates" in metrics else num_updates

@@ -1,6 +1,7 @@
 """One run from start to end: train, save, evaluate, and leave a folder that a person can look at."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from podracer.checkpoint import Checkpoints
 from podracer.config import JobConfig
+from podracer.hosts import Hosts
 from podracer.launch import job as jobs
 from podracer.launch import report
 from podracer.launch.loop import Call, Counters, updates
@@ -19,6 +21,7 @@ from podracer.metrics.progress import ProgressLine
 from podracer.runtimes.sebulba.supervisor import ActorsFailed
 
 _SECONDS_PER_ROW = 1.0
+_SECONDS_OF_EVALUATION = 7 * 86400.0  # as long as it likes
 _ACTOR_WORDS = {"env": "environment", "infer": "inference", "transfer": "transfer", "wait": "queue"}
 
 
@@ -31,7 +34,7 @@ class Run:
     """A job that is being executed, and where its results go.
 
     runtime: made from the parts. resumed: the folder held the run before. requests: to stop; whoever made it installed it
-    before the first import.
+    before the first import. host: this process among those that execute the job together; the first one writes and evaluates.
     """
 
     job: JobConfig
@@ -40,6 +43,7 @@ class Run:
     run_dir: Path
     resumed: bool
     requests: StopRequests
+    host: Hosts = dataclasses.field(default_factory=Hosts)
 
     def execute(self) -> int:
         """Trains to the budget, evaluates, writes the folder.
@@ -49,21 +53,26 @@ class Run:
 
         Raises:
           ConfigError, Unsupported: what the user asked for cannot be; one line.
-          Diverged: parameters are not finite. ActorsFailed: Sebulba's actors; what was learned is saved.
+          Diverged: parameters are not finite. ActorsFailed: Sebulba's actors; what was learned is saved, if there is one host.
+          Superseded: another generation of hosts executes this run.
         """
         runtime = self.runtime
-        runtime.should_stop = lambda: self.requests.pending
-        checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job))
+        runtime.should_stop = lambda: self.requests.pending and self.host.num == 1
+        checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job), host=self.host)
         self.requests.nothing_to_lose = True
         try:
             state, counters = self._start(checkpoints)
             state, counters = self._train(state, counters, checkpoints)
             self.requests.nothing_to_lose = False
+            self.host.went_on(then=_SECONDS_OF_EVALUATION)
             params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
             learned = [runtime.train_state(state, i).params for i in range(self.job.num_seeds)]
-            report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
+            if self.host.first:
+                report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
         except Stopped as stopped:
-            if self.requests.nothing_to_lose:
+            if not self.host.first:
+                pass
+            elif self.requests.nothing_to_lose:
                 print(f"stopped by {stopped.name} before the first update")
             else:
                 print(f"stopped by {stopped.name}: saved; --resume --run-dir {self.run_dir} goes on")
@@ -79,18 +88,25 @@ class Run:
         if saved is not None:
             del state
             state, counters = runtime.restore(saved.state), Counters.from_json(saved.counters)
-            print(f"resumed after update {counters.num_updates:,}, {counters.num_agent_steps:,} agent steps")
+            self._say(f"resumed after update {counters.num_updates:,}, {counters.num_agent_steps:,} agent steps")
             if not runtime.resumes_exactly:
-                print(f"{self.job.env_name}: its episodes start anew, so this run is not bit for bit the same")
+                self._say(f"{self.job.env_name}: its episodes start anew, so this run is not bit for bit the same")
         elif self.resumed:
-            print("no checkpoint was saved yet: starting from the beginning")
+            self._say("no checkpoint was saved yet: starting from the beginning")
         return state, counters
 
+    def _say(self, text: str) -> None:
+        if self.host.first:
+            print(text, flush=True)
+
     def _train(self, state: Any, counters: Counters, checkpoints: Checkpoints) -> tuple[Any, Counters]:
-        runtime = self.runtime
-        (self.run_dir / "summary.json").unlink(missing_ok=True)  # it was of an earlier end
-        log = MetricsLog(self.run_dir, counters.num_updates)
+        runtime, host = self.runtime, self.host
+        log: MetricsLog | None = None
+        if host.first:
+            (self.run_dir / "summary.json").unlink(missing_ok=True)  # it was of an earlier end
+            log = MetricsLog(self.run_dir, counters.num_updates)
         recorder = Recorder(self.job, self.parts, log)
+        stop = False
         last_save = time.monotonic()
         saved_at = counters.num_updates if self.resumed and counters.num_updates else -1
 
@@ -101,23 +117,27 @@ class Run:
             last_save, saved_at = time.monotonic(), counters.num_updates
 
         try:
-            with ProgressLine(self.job.num_steps * self.job.num_seeds, "steps") as line:
+            total = self.job.num_steps * self.job.num_seeds
+            with open(os.devnull, "w") as nowhere, ProgressLine(total, "steps", None if host.first else nowhere) as line:
                 if counters.agent_steps and min(counters.agent_steps) < self.job.num_steps:
                     line.say("compiling ...")
-                calls = updates(runtime, state, counters, self.job.num_steps)
+                calls = updates(runtime, state, counters, self.job.num_steps, agree=lambda number: host.agree(number)[0])
                 for state, counters, call in calls:  # noqa: B007 - `save` uses the state
                     if not call.num_updates:
                         break
                     self.requests.nothing_to_lose = False
                     _check_finite(call, counters, self.job, saved_at)
                     recorder.record(counters, call, line)
-                    if self.requests.pending:
+                    host.went_on()
+                    due = host.first and time.monotonic() - last_save >= self.job.checkpoint_seconds
+                    stop, due = host.any(self.requests.pending, due)
+                    if stop:
                         break
-                    if time.monotonic() - last_save >= self.job.checkpoint_seconds:
+                    if due:
                         save(wait=False)
                 recorder.flush(counters, line)
         except ActorsFailed:
-            if counters.num_updates and saved_at != counters.num_updates:
+            if counters.num_updates and saved_at != counters.num_updates and host.num == 1:
                 save(wait=True)
             raise
         else:
@@ -125,15 +145,18 @@ class Run:
                 save(wait=True)
             checkpoints.wait()
         finally:
-            log.close()
+            if log is not None:
+                log.close()
         self.requests.check()
+        if stop:
+            raise Stopped("a request to another host", 0)
         return state, counters
 
 
 class Recorder:
     """Turns calls into rows and a progress line, about one row a second, more in the first seconds."""
 
-    def __init__(self, job: JobConfig, parts: jobs.Parts, log: MetricsLog):
+    def __init__(self, job: JobConfig, parts: jobs.Parts, log: MetricsLog | None):
         self._frames_per_step, self._num_seeds = parts.environment.spec.frames_per_step, job.num_seeds
         self._log, self._meter = log, Meter()
         self._return = float("nan")
@@ -153,6 +176,8 @@ class Recorder:
         row = self._meter.row()
         self._meter = Meter()
         row.pop("agent_steps")
+        if self._log is None:
+            return
         self._log.write(
             {
                 "num_updates": counters.num_updates,

@@ -114,7 +114,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         Args:
           params: what `actor_params` returned.
           actor_state: recurrent state, leaves `[B, ...]`.
-          timestep: leaves `[B, ...]`.
+          timestep: leaves `[B, ...]`; `aux` is empty, whatever labels the environment has.
           key: `[B]` PRNG keys.
           mode: static.
 

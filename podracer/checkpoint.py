@@ -7,6 +7,7 @@ renames it, so a process killed in a save loses nothing but that save.
 
 import dataclasses
 import hashlib
+import json
 import math
 import zlib
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from podracer import hosts
 from podracer.config import ConfigError
+from podracer.hosts import Hosts
 from podracer.types import Params
 
 _FORMAT = 1
@@ -42,18 +45,34 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest two kept. Saves run in the background; `close` waits for the last one."""
+    """The checkpoints of one run, newest two kept. Saves run in the background; `close` waits for the last one.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = 2):
+    Of several hosts all call `save` and `restore`; the first one writes, and all read, so the folder is one that all see.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = 2, host: Hosts | None = None):
         """Opens `folder`, which need not exist.
 
         Args:
           folder: where numbered checkpoints lie.
           config: settings that fix what the state means; a checkpoint that was saved under others is refused.
           keep: checkpoints to keep.
+          host: this process among others.
         """
-        self.folder, self._config = Path(folder).absolute(), dict(config)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self.folder, self._config, self._host = Path(folder).absolute(), dict(config), host or Hosts()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=self._host.index,
+            active_processes={self._host.index},
+            barrier_sync_key_prefix=f"host{self._host.index}",
+        )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=False,  # Orbax cannot where it has hosts to think of
+            cleanup_tmp_directories=self._host.first,
+            enable_async_checkpointing=True,
+            multiprocessing_options=alone if self._host.num > 1 else ocp.options.MultiprocessingOptions(),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
@@ -69,10 +88,14 @@ class Checkpoints:
           params: actor parameters of each seed, what an evaluation needs.
           counters: JSON values; integers may have any size.
           wait: return only when it is on the disk.
+
+        Raises:
+          Superseded: a younger generation of this run's processes has begun.
         """
-        if step not in self.steps():
-            # Orbax writes behind our back while the runtime reuses the donated memory: hand it copies.
-            tables = {"state": _host_table(state), "params": _host_table(params)}
+        # Orbax writes behind our back while the runtime reuses the donated memory: hand it copies.
+        tables = {"state": _host_table(state), "params": _host_table(params)}
+        if self._host.first and step not in self.steps():
+            self._refuse_ghosts()
             manifest = {item: _manifest(table) for item, table in tables.items()}
             meta = {"format": _FORMAT, "config": self._config, "counters": dict(counters), "manifest": manifest}
             items = {item: ocp.args.StandardSave(_without_empty(table)) for item, table in tables.items()}
@@ -99,6 +122,9 @@ class Checkpoints:
           ConfigError: it was written by another run.
         """
         steps = self.steps()
+        newest = steps[-1] if steps else -1
+        if newest != self._host.agree(newest)[0]:
+            raise ConfigError(f"{self.folder}: hosts find different checkpoints there: --run-dir must be a folder that all see")
         if not steps:
             return None
         try:
@@ -115,6 +141,14 @@ class Checkpoints:
             return self._read(steps[-1], "params", target)
         except Damaged as error:
             raise self._refusal(steps, error, "params", target) from error
+
+    def _refuse_ghosts(self) -> None:
+        """Nothing may be saved any more once another generation has gone on from an older checkpoint."""
+        newest = newest_generation(self.folder.parent)
+        if 0 < self._host.generation < newest:
+            raise Superseded(
+                f"generation {self._host.generation} of this run was replaced by generation {newest}: nothing saved"
+            )
 
     def _refusal(self, steps: list[int], error: Damaged, item: str, target: Any) -> Damaged:
         """The line for a damaged newest checkpoint. Nothing falls back silently: losing updates is the user's choice."""
@@ -155,6 +189,19 @@ class Checkpoints:
         return restored
 
 
+class Superseded(RuntimeError):
+    """This process belongs to a group that another one has replaced."""
+
+
+GENERATION_FILE = "generation.json"
+
+
+def newest_generation(run_dir: Path) -> int:
+    """The newest generation of processes that a launcher has started for a run, 0 where there was none."""
+    path = run_dir / GENERATION_FILE
+    return int(json.loads(path.read_text())["generation"]) if path.exists() else 0
+
+
 def tree_sha256(tree: Any) -> str:
     """SHA-256 over the leaves in order of their paths: path, dtype, shape, bytes. Equal iff trees are equal bit for bit."""
     digest = hashlib.sha256()
@@ -176,7 +223,7 @@ def _is_key(leaf: Any) -> bool:
 def _host_table(tree: Any) -> dict[str, np.ndarray]:
     """Copies of all leaves on the host, PRNG keys as their data."""
     return {
-        name: np.array(jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf)
+        name: np.array(hosts.whole(jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf))
         for name, leaf in _leaves(tree).items()
     }
 

@@ -65,7 +65,7 @@ class JobConfig:
     agent_name, env_name: as in the registries; runtime: `anakin` or `sebulba`.
     num_steps: budget in agent steps, over all environments.
     seed: the seed from which all randomness derives; num_seeds: population of seeds `seed, seed + 1, ...`.
-    num_devices: 0 means all that there are.
+    num_devices: of each host; 0 means all that there are. num_hosts: processes that run the job together, one a host.
     agent, env, anakin, sebulba: the settings of each part.
     """
 
@@ -78,6 +78,7 @@ class JobConfig:
     seed: int = 0
     num_seeds: int = 1
     num_devices: int = 1
+    num_hosts: int = 1
     eval_episodes: int = 32
     checkpoint_seconds: float = 120.0
     anakin: AnakinConfig = AnakinConfig()

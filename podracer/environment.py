@@ -209,7 +209,7 @@ class JaxHost(HostEnvironment):
 
     def __init__(self, environment: JaxEnvironment, num_envs: int, seed: int, first_env: int):
         self.environment, self.spec, self.num_envs = AutoReset(environment), environment.spec, num_envs
-        with jax.default_device(jax.devices("cpu")[0]):
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
             index = first_env + jnp.arange(num_envs)
             self._reset_keys, self._step_keys = environment_keys(jax.random.key(seed), index)
         self._reset = jax.jit(self.environment.reset)

@@ -193,7 +193,7 @@ class Evaluator:
 
     def _act(self, params: Params, carry: _Carry) -> tuple[Any, Any]:
         key = rng.at(self._keys["act"], carry.t)
-        output, actor_state = self.agent.act(params, carry.actor_state, carry.timestep, key, self.mode)
+        output, actor_state = self.agent.act(params, carry.actor_state, carry.timestep.unlabelled(), key, self.mode)
         return output.action, actor_state
 
     def _count(self, carry: _Carry, env_state: Any, timestep: TimeStep, actor_state: Any) -> _Carry:

@@ -264,7 +264,7 @@ def _is_opponent(player: Any) -> TypeGuard[Opponent]:
 
 
 def _check_actions(opponent: Opponent, spec: EnvironmentSpec, batch_size: int) -> None:
-    timestep, keys = spec.example((batch_size,)), jax.random.split(jax.random.key(0), batch_size)
+    timestep, keys = spec.example((batch_size,)).unlabelled(), jax.random.split(jax.random.key(0), batch_size)
     action = jax.eval_shape(lambda *inputs: opponent.act(*inputs)[0], opponent.initial_state(batch_size), timestep, keys)
     shape = (batch_size, *spec.action.shape)
     if getattr(action, "shape", None) != shape or (spec.discrete and not jnp.issubdtype(action.dtype, jnp.integer)):

@@ -32,8 +32,8 @@ class ActorPlan:
 class Plan:
     """What a runtime executes and `--dry-run` prints.
 
-    num_devices: devices of the mesh; in Sebulba those that learn. num_envs: environments over all devices, in Sebulba those
-    of one actor; envs_per_device: of one.
+    num_hosts: processes that run the job together. num_devices: devices of the mesh over all hosts; in Sebulba those that
+    learn. num_envs: environments over all devices, in Sebulba those of one actor of each host; envs_per_device: of one.
     unroll_length, overlap: `T` and `O` of `podracer.agent.DataSpec`. minibatches: gradient steps of one update. batch_size:
     sequences in the batch of one gradient step, online and replayed; replay_per_env: replayed sequences that go with each
     online one; replay_length: unrolls that each environment's ring holds. priority_exponent, updates_per_unroll: as in
@@ -43,6 +43,7 @@ class Plan:
     seed, num_seeds: population of seeds. actors: in Sebulba alone.
     """
 
+    num_hosts: int
     num_devices: int
     num_envs: int
     envs_per_device: int
@@ -62,6 +63,14 @@ class Plan:
     updates_per_call: int
     actors: ActorPlan | None = None
 
+    @property
+    def envs_per_host(self) -> int:
+        return self.num_envs // self.num_hosts
+
+    @property
+    def devices_per_host(self) -> int:
+        return self.num_devices // self.num_hosts
+
 
 def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_devices: int) -> Plan:
     """Works the plan out.
@@ -70,7 +79,7 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
       job: the configuration.
       agent: the agent, for its `data_spec`.
       spec: of the environment.
-      available_devices: local devices that there are.
+      available_devices: that each host has.
 
     Raises:
       ConfigError: a shape that does not divide, a share of replay that no whole number of sequences makes, or too few devices.
@@ -80,8 +89,13 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
     actors = _actor_plan(job.sebulba, available_devices) if job.runtime == "sebulba" else None
     num_devices = job.num_devices or available_devices
     if actors:
-        num_devices = job.sebulba.learner_devices or max(available_devices - actors.first_learner, 1)
-    for name, value in (("--steps", job.num_steps), ("anakin.num_envs", num_envs), ("--seeds", job.num_seeds)):
+        num_devices = learner_devices(job.sebulba, available_devices)
+    for name, value in (
+        ("--steps", job.num_steps),
+        ("anakin.num_envs", num_envs),
+        ("--seeds", job.num_seeds),
+        ("--hosts", job.num_hosts),
+    ):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
     if job.seed < 0 or job.seed + job.num_seeds > 2**31:
@@ -91,10 +105,14 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
             f"--devices {num_devices}: there are {available_devices}; on a CPU, "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={max(num_devices, 1)} simulates more"
         )
+    num_devices *= job.num_hosts
     if num_envs % num_devices:
         lower = num_envs // num_devices * num_devices
         near = [str(n) for n in (lower, lower + num_devices) if n]
-        raise ConfigError(f"anakin.num_envs={num_envs} does not divide over {num_devices} devices: try {' or '.join(near)}")
+        raise ConfigError(
+            f"anakin.num_envs={num_envs} does not divide over {num_devices} devices{_of_hosts(job.num_hosts)}: "
+            f"try {' or '.join(near)}"
+        )
     if data.unroll_length < 1:
         raise ConfigError(f"the agent's unroll_length must be at least 1, not {data.unroll_length}")
     if not 0 <= data.overlap <= data.unroll_length:
@@ -126,6 +144,7 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
     steps_per_update = data.unroll_length * num_envs
     num_updates = -(-job.num_steps // steps_per_update)
     return Plan(
+        num_hosts=job.num_hosts,
         num_devices=num_devices,
         num_envs=num_envs,
         envs_per_device=num_envs // num_devices,
@@ -145,6 +164,15 @@ def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_dev
         updates_per_call=job.anakin.updates_per_call,
         actors=actors,
     )
+
+
+def learner_devices(config: SebulbaConfig, available: int) -> int:
+    """How many of a host's devices learn. Raises ConfigError: too few devices, or numbers that cannot be."""
+    return config.learner_devices or max(available - _actor_plan(config, available).first_learner, 1)
+
+
+def _of_hosts(num_hosts: int) -> str:
+    return f" of {num_hosts} hosts" if num_hosts > 1 else ""
 
 
 def _actor_plan(config: SebulbaConfig, available: int) -> ActorPlan:

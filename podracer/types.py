@@ -81,6 +81,10 @@ class TimeStep(Struct):
         """`[...]` bool: an episode ends here, by termination or by truncation."""
         return self.step_type == LAST
 
+    def unlabelled(self) -> Self:
+        """Without `aux`: what whoever calls `Agent.act` hands to it. The loss sees the labels, a policy never does."""
+        return self.replace(aux=())
+
 
 def restart(observation: Any, aux: Any = ()) -> TimeStep:
     """The FIRST time step of one (unbatched) episode."""

@@ -14,7 +14,7 @@ from podracer.agents.himo.losses import q_loss, vtrace_loss
 from podracer.agents.himo.networks import Networks
 from podracer.config import Preset
 from podracer.nets import policies, previous, recurrent, torso
-from podracer.ops import sequence_q
+from podracer.ops import optimizers, sequence_q
 from podracer.types import (
     ActorOutput,
     ActorState,
@@ -111,7 +111,7 @@ class HiMo(Agent[HiMoConfig]):
         config, networks = self.config, self._networks
         if config.base == "vtrace":
             hidden = self._hidden(params, trajectory)
-            entropy_cost = config.vtrace.entropy_cost * self._anneal(train_state.num_updates)
+            entropy_cost = config.vtrace.entropy_cost * optimizers.remaining(train_state.num_updates, config.decay_updates)
             return vtrace_loss(params, networks, self._policy, config, trajectory, hidden, entropy_cost)
         hidden, target_hidden = self._hidden(params, trajectory), self._hidden(train_state.target_params, trajectory)
         target_phi_hat = networks.phi_hat(train_state.target_params, target_hidden)
@@ -155,15 +155,9 @@ class HiMo(Agent[HiMoConfig]):
 
     def optimizer(self) -> optax.GradientTransformation:
         config = self.config
-        rate = optax.scale_by_learning_rate(lambda count: config.learning_rate * self._anneal(count))
-        clip = optax.clip_by_global_norm(config.max_gradient_norm)
-        return optax.chain(clip, optax.scale_by_adam(eps=config.adam_epsilon), rate)
-
-    def _anneal(self, num_updates: Array) -> Array:
-        """What is left of the learning rate and of the entropy cost: from 1 linearly to 0, or 1 for ever."""
-        if not self.config.decay_updates:
-            return jnp.float32(1)
-        return jnp.clip(1.0 - num_updates / self.config.decay_updates, 0.0, 1.0)
+        return optimizers.clipped(
+            "adam", config.learning_rate, config.adam_epsilon, config.max_gradient_norm, config.decay_updates
+        )
 
 
 def _after(burn_in: int, trajectory: Trajectory) -> Trajectory:

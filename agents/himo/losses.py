@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from podracer.agents.himo.config import Config
 from podracer.agents.himo.networks import Networks
 from podracer.nets import policies, torso
-from podracer.ops import episodes, sequence_q
+from podracer.ops import actor_critic, episodes, sequence_q
 from podracer.types import Array, Metrics, Params, TimeStep, Trajectory
 
 
@@ -118,30 +118,26 @@ def vtrace_loss(
       params, networks, policy, config: the agent's.
       trajectory: `[T+1, B, ...]`. hidden: `[T+1, B, H]`. entropy_cost: `[]`.
     """
-    import rlax  # costs more to import than jax itself
-
     timestep = trajectory.timestep
     phi_hat = networks.phi_hat(params, hidden)
     known = known_features(config, phi_hat)
     values = select(networks.value(params, hidden, known), None)
     parameters = policy.mask(networks.policy(params, hidden, known), timestep.observation)
-    log_prob = policy.log_prob(parameters[:-1], trajectory.actor_output.action)
-    step = episodes.transitions(timestep, config.discount)
-    rewards = jnp.clip(step.r_t, -config.vtrace.max_abs_reward, config.vtrace.max_abs_reward)
-    # A ratio of 0 cuts every trace at LAST -> FIRST: see podracer/ops/episodes.py.
-    ratio = jax.lax.stop_gradient(jnp.exp(log_prob - trajectory.actor_output.log_prob))
-    rho = jnp.where(step.mask_tm1 == 1, ratio, 0.0)  # a product would make NaN of an infinite ratio
-    vtrace = jax.vmap(rlax.vtrace_td_error_and_advantage, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)(
-        values[:-1], jax.lax.stop_gradient(values[1:]), rewards, step.discount_t, rho, config.vtrace.trace_decay
+    of = config.vtrace
+    base = actor_critic.vtrace(
+        policy,
+        parameters,
+        values,
+        trajectory,
+        discount=config.discount,
+        trace_decay=of.trace_decay,
+        max_abs_reward=of.max_abs_reward,
     )
-    policy_loss = jnp.mean(-log_prob * jax.lax.stop_gradient(vtrace.pg_advantage))
-    value_loss = 0.5 * jnp.mean(jnp.square(vtrace.errors))
-    entropy = episodes.masked_mean(policy.entropy(parameters[:-1]), step.mask_tm1)
-    base_loss = policy_loss + config.vtrace.value_cost * value_loss - entropy_cost * entropy
-    target = vtrace.errors + values[:-1]
-    found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:-1], target, None)
+    base_loss = base.policy_loss + of.value_cost * base.value_loss - entropy_cost * base.entropy
+    found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:-1], base.target, None)
     loss, metrics = total(config, base_loss, found)
-    return loss, {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, **metrics}
+    named = {"policy_loss": base.policy_loss, "value_loss": base.value_loss, "entropy": base.entropy}
+    return loss, {"loss": loss, **named, **metrics}
 
 
 def q_loss(

@@ -15,7 +15,7 @@ from podracer.agents.impala.config import Config as ImpalaConfig
 from podracer.agents.impala.config import presets
 from podracer.config import Preset
 from podracer.nets import policies, recurrent, torso
-from podracer.ops import episodes
+from podracer.ops import actor_critic, optimizers
 from podracer.types import (
     ActorOutput,
     ActorState,
@@ -75,38 +75,29 @@ class Impala(Agent[ImpalaConfig]):
         return ActorOutput(action=action, log_prob=self._policy.log_prob(policy, action)), actor_state
 
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
-        import rlax  # costs more to import than jax itself
-
         config = self.config
         (policy, values), _ = self._net.apply(params, trajectory.timestep, trajectory.actor_state)
-        log_prob = self._policy.log_prob(policy[:-1], trajectory.actor_output.action)
-        step = episodes.transitions(trajectory.timestep, config.discount)
-        rewards = jnp.clip(step.r_t, -config.max_abs_reward, config.max_abs_reward)
-        # A ratio of 0 cuts every trace at LAST -> FIRST: see podracer/ops/episodes.py.
-        ratio = jax.lax.stop_gradient(jnp.exp(log_prob - trajectory.actor_output.log_prob))
-        rho = jnp.where(step.mask_tm1 == 1, ratio, 0.0)  # a product would make NaN of an infinite ratio
-        vtrace = jax.vmap(rlax.vtrace_td_error_and_advantage, in_axes=(1, 1, 1, 1, 1, None), out_axes=1)(
-            values[:-1], jax.lax.stop_gradient(values[1:]), rewards, step.discount_t, rho, config.trace_decay
+        found = actor_critic.vtrace(
+            self._policy,
+            policy,
+            values,
+            trajectory,
+            discount=config.discount,
+            trace_decay=config.trace_decay,
+            max_abs_reward=config.max_abs_reward,
         )
-        policy_loss = jnp.mean(-log_prob * jax.lax.stop_gradient(vtrace.pg_advantage))
-        value_loss = 0.5 * jnp.mean(jnp.square(vtrace.errors))
-        entropy = episodes.masked_mean(self._policy.entropy(policy[:-1]), step.mask_tm1)
-        entropy_cost = config.entropy_cost * self._anneal(train_state.num_updates)
-        loss = policy_loss + config.value_cost * value_loss - entropy_cost * entropy
-        metrics = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        entropy_cost = config.entropy_cost * optimizers.remaining(train_state.num_updates, config.decay_updates)
+        loss = found.policy_loss + config.value_cost * found.value_loss - entropy_cost * found.entropy
+        metrics = {
+            "loss": loss,
+            "policy_loss": found.policy_loss,
+            "value_loss": found.value_loss,
+            "entropy": found.entropy,
+        }
         return config.loss_scale * loss, metrics
 
     def optimizer(self) -> optax.GradientTransformation:
         config = self.config
-        scale = {
-            "adam": optax.scale_by_adam(eps=config.epsilon),
-            "rmsprop": optax.scale_by_rms(decay=0.99, eps=config.epsilon),
-        }[config.optimizer]
-        rate = optax.scale_by_learning_rate(lambda count: config.learning_rate * self._anneal(count))
-        return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), scale, rate)
-
-    def _anneal(self, num_updates: Array) -> Array:
-        """What is left of the learning rate and of the entropy cost: from 1 linearly to 0, or 1 for ever."""
-        if not self.config.decay_updates:
-            return jnp.float32(1)
-        return jnp.clip(1.0 - num_updates / self.config.decay_updates, 0.0, 1.0)
+        return optimizers.clipped(
+            config.optimizer, config.learning_rate, config.epsilon, config.max_gradient_norm, config.decay_updates
+        )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from dm_env import specs
 
+from podracer.aot import target
 from podracer.types import Array, EnvironmentSpec
 
 Torso = Callable[[Any], Array]
@@ -24,13 +25,14 @@ _UNSEEN = ("legal_actions", "simulator")  # keys of an observation that no netwo
 
 @dataclasses.dataclass(frozen=True)
 class TorsoConfig:
-    """kind: `mlp`, `nature` (Mnih et al. 2015), `impala` (Espeholt et al. 2018, deep), `small_conv` (for boards up to about
-    20x20), or `auto`: `mlp` for vectors, `small_conv` for small images, `nature` for others.
+    """kind: `mlp`, `nature` (Mnih et al. 2015), `a3c` (Mnih et al. 2016: its smaller predecessor), `impala` (Espeholt et al.
+    2018, deep), `small_conv` (for boards up to about 20x20), or `auto`: `mlp` for vectors, `small_conv` for small images,
+    `nature` for others.
 
     hidden: widths of the fully connected layers at the end. channel_scale: multiplies the channels of convolutions.
     """
 
-    kind: Literal["auto", "mlp", "nature", "impala", "small_conv"] = "auto"
+    kind: Literal["auto", "mlp", "nature", "a3c", "impala", "small_conv"] = "auto"
     hidden: tuple[int, ...] = (64, 64)
     channel_scale: int = 1
     activation: Literal["relu", "tanh"] = "relu"
@@ -64,6 +66,7 @@ def make_torso(spec: EnvironmentSpec, config: TorsoConfig) -> Torso:
     convolve = {
         "mlp": lambda x: x,
         "nature": _nature,
+        "a3c": _a3c,
         "impala": _impala,
         "small_conv": _small_conv,
     }[kind]
@@ -118,7 +121,7 @@ class Conv(hk.Module):
         init = hk.initializers.TruncatedNormal(1.0 / math.sqrt(fan_in))
         w = hk.get_parameter("w", (self.kernel, self.kernel, x.shape[-1], self.channels), jnp.float32, init)
         b = hk.get_parameter("b", (self.channels,), jnp.float32, jnp.zeros)
-        form = conv_by_matmul if jax.default_backend() == "cpu" else conv_by_xla
+        form = conv_by_matmul if target.platform() == "cpu" else conv_by_xla
         return form(x, w, self.stride, self.padding) + b
 
 
@@ -185,6 +188,12 @@ def _small_conv(x: Array, scale: int) -> Array:
 
 def _nature(x: Array, scale: int) -> Array:
     for channels, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        x = jax.nn.relu(Conv(channels * scale, kernel, stride)(x))
+    return x
+
+
+def _a3c(x: Array, scale: int) -> Array:
+    for channels, kernel, stride in ((16, 8, 4), (32, 4, 2)):
         x = jax.nn.relu(Conv(channels * scale, kernel, stride)(x))
     return x
 

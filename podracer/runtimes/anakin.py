@@ -7,6 +7,7 @@ configuration gives the same result, up to the rounding of one all-reduce, on an
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from podracer import rng
+from podracer import hosts, rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported, environment_keys
 from podracer.ops import columns, overlap
@@ -60,8 +61,13 @@ class AnakinState(Struct):
 class Anakin:
     """The runtime. `init` once, then `run` as often as wanted; the state is the caller's to save."""
 
-    def __init__(self, agent: Agent, environment: Environment, plan: Plan):
+    def __init__(self, agent: Agent, environment: Environment, plan: Plan, devices: Sequence[Any] | None = None):
         """Compiles nothing yet.
+
+        Args:
+          agent, environment, plan: of the job.
+          devices: of all hosts, host by host; those of a topology that is not here will do for `trace`. The default is those
+            that are here.
 
         Raises:
           Unsupported: an environment outside XLA with several devices or seeds.
@@ -74,7 +80,8 @@ class Anakin:
             raise Unsupported(
                 f"{environment.spec.name} lives outside XLA: in Anakin it takes --devices 1 and --seeds 1; use Sebulba for more"
             )
-        self.mesh = Mesh(np.array(jax.devices()[: plan.num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
+        chosen = hosts.devices(plan.num_hosts, lambda own: own[: plan.devices_per_host], devices)
+        self.mesh = Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
         self._specs = self._partition_specs()
         # check_vma=False: agents scan from constants, which the checker refuses; drift is checked at run time instead.
         sharded = jax.shard_map(
@@ -119,7 +126,7 @@ class Anakin:
         """
         if not 1 <= num_updates <= (2**31 - 1) // self.plan.steps_per_update:
             raise ValueError(f"num_updates={num_updates} must be at least 1, and its steps must fit 32 bits")
-        state, metrics = self._program(state, jnp.int32(num_updates))
+        state, metrics = self._program(state, np.int32(num_updates))
         host = {name: np.atleast_1d(np.asarray(value)) for name, value in metrics.items()}
         if np.any(host.pop("drift")):
             raise ReplicaDrift
@@ -128,9 +135,20 @@ class Anakin:
                 host[name] = np.where(host["episodes"] > 0, host[name] / np.maximum(host["episodes"], 1), np.nan)
         return state, host
 
+    def trace(self) -> dict[str, jax.stages.Traced]:
+        """The very program of `run`, `updates`, traced for shapes alone: to be counted, or compiled for the mesh."""
+        shapes = jax.eval_shape(self.init)
+        state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            jax.tree.broadcast(self._shardings(), shapes),
+        )
+        return {"updates": self._program.trace(state, jax.ShapeDtypeStruct((), jnp.int32))}
+
     def train_state(self, state: AnakinState, seed_index: int = 0) -> TrainState:
-        """The TrainState of one seed."""
-        return jax.tree.map(lambda x: x[seed_index], state.train_state) if self.plan.num_seeds > 1 else state.train_state
+        """The TrainState of one seed, on this host."""
+        own = hosts.local(state.train_state)
+        return jax.tree.map(lambda x: x[seed_index], own) if self.plan.num_seeds > 1 else own
 
     def actor_params(self, state: AnakinState, seed_index: int = 0) -> Params:
         """What one seed acts with."""
@@ -148,7 +166,7 @@ class Anakin:
             fresh = self.init()
             lost = ("env_state", "timestep", "actor_state", "episode", "before")
             saved = saved.replace(**{name: getattr(fresh, name) for name in lost})
-        return jax.device_put(saved, self._shardings())
+        return hosts.place(saved, self._shardings())
 
     def memory(self) -> dict[str, int]:
         """Bytes on one device, by what they are for; nothing is allocated to find out.
@@ -258,7 +276,8 @@ class Anakin:
             if self.plan.overlap:
                 begins = t == self.plan.unroll_length - self.plan.overlap
                 late_state = jax.tree.map(lambda new, old: jnp.where(begins, new, old), actor_state, late_state)
-            output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(act_key, t), Mode.TRAIN)
+            seen, key = timestep.unlabelled(), rng.at(act_key, t)
+            output, actor_state = self.agent.act(params, actor_state, seen, key, Mode.TRAIN)
             env_state, next_timestep = self.environment.step(env_state, output.action, rng.at(state.env_key, first_slot + t))
             episode, finished = _count(episode, next_timestep)
             carry = (env_state, next_timestep, actor_state, late_state, episode, jax.tree.map(jnp.add, counts, finished))

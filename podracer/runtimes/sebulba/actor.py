@@ -55,7 +55,7 @@ class Acting:
 
     def _begin(self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key) -> Trajectory:
         """An unroll of zeros that begins in `actor_state`. `timestep` `[B]` and `key` `[B]` give shapes alone."""
-        output = jax.eval_shape(lambda: self.agent.act(params, actor_state, timestep, key, Mode.TRAIN)[0])
+        output = jax.eval_shape(lambda: self.agent.act(params, actor_state, timestep.unlabelled(), key, Mode.TRAIN)[0])
         length = self.unroll_length
         return Trajectory(
             timestep=jax.tree.map(lambda x: jnp.zeros((length + 1, *x.shape), x.dtype), timestep),
@@ -67,7 +67,7 @@ class Acting:
         self, params: Params, actor_state: ActorState, unroll: Trajectory, timestep: TimeStep, key: Key, t: Array
     ) -> tuple[Array, ActorState, Trajectory]:
         """Acts at `timestep` `[B]`, step `t` of the unroll; `key` `[B]` is of the unroll."""
-        output, actor_state = self.agent.act(params, actor_state, timestep, rng.at(key, t), Mode.TRAIN)
+        output, actor_state = self.agent.act(params, actor_state, timestep.unlabelled(), rng.at(key, t), Mode.TRAIN)
         unroll = unroll.replace(
             timestep=_write(unroll.timestep, timestep, t), actor_output=_write(unroll.actor_output, output, t)
         )

@@ -90,7 +90,8 @@ def example(agent: Agent, environment: Environment, num_envs: int) -> tuple[Traj
         timestep = environment.spec.example((num_envs,))
         actor_state = agent.initial_actor_state(num_envs)
         keys = jax.random.split(jax.random.key(0), num_envs)
-        return timestep, agent.act(params, actor_state, timestep, keys, Mode.TRAIN)[0], actor_state, params
+        output, _ = agent.act(params, actor_state, timestep.unlabelled(), keys, Mode.TRAIN)
+        return timestep, output, actor_state, params
 
     timestep, output, actor_state, params = jax.eval_shape(act)
     output = output.replace(version=jax.ShapeDtypeStruct((num_envs,), jnp.int32))

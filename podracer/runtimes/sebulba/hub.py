@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from podracer.ops import columns
 from podracer.plan import Plan
@@ -41,7 +40,7 @@ class Hub:
         plan: of the job.
         trajectory, params: examples, arrays or shapes.
         job: what actors that join are told.
-        folder: of the run; replay is saved there.
+        folder: where replay is saved.
         deliver: moves a trajectory to the learner devices.
 
         Raises:
@@ -52,7 +51,7 @@ class Hub:
         one = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), jax.eval_shape(columns.batch_major, trajectory)
         )
-        capacity = plan.replay_length * plan.num_envs
+        capacity = plan.replay_length * plan.envs_per_host
         host, _, port = plan.actors.listen.rpartition(":")
         self.exchange = Exchange(
             unroll=packed_example(trajectory),
@@ -65,13 +64,13 @@ class Hub:
             host=host,
             port=int(port),
             replay=replay.table(one, capacity, plan.priority_exponent) if capacity else None,
-            folder=folder / "reverb" if folder and capacity else None,
+            folder=folder if capacity else None,
         )
         self._replay: replay.Replay | None = None
         self._own: Remote | None = None
         try:
             if capacity:
-                num = plan.num_envs * plan.replay_per_env
+                num = plan.envs_per_host * plan.replay_per_env
                 self._replay = replay.Replay(self.exchange.client, one, plan.updates_per_unroll, num)
             self.exchange.start()
             self._own = Remote(self.exchange.address)
@@ -92,10 +91,9 @@ class Hub:
         self.exchange.check()
         return self._replay.get(timeout)
 
-    def to_learner(self, drawn: replay.Drawn, sharding: NamedSharding) -> Trajectory:
-        """A draw on the learner devices, `[updates_per_unroll, columns, T+1, ...]`."""
-        importance = drawn.importance if self._plan.priority_exponent else ()
-        return jax.device_put(drawn.unrolls.replace(importance=importance), sharding)
+    def unrolls(self, drawn: replay.Drawn) -> Trajectory:
+        """What a draw holds for the learner, on the host, `[updates_per_unroll, columns, T+1, ...]`."""
+        return drawn.unrolls.replace(importance=drawn.importance if self._plan.priority_exponent else ())
 
     def prioritize(self, unroll: Unroll, drawn: replay.Drawn, online: np.ndarray, replayed: np.ndarray) -> None:
         """Sets the priorities `[updates_per_unroll, columns]` that an update has given to online and to replayed columns."""

@@ -1,22 +1,23 @@
 """Sebulba as a runtime: `init` once, then `run` as often as wanted, as with Anakin; the actors live beside it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from podracer import rng
+from podracer import hosts, rng
 from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
+from podracer.ops import columns
 from podracer.plan import Plan
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
-from podracer.runtimes.sebulba.actor import Unroll
+from podracer.runtimes.sebulba.actor import Acting, Unroll
 from podracer.runtimes.sebulba.crew import Crew, example
 from podracer.runtimes.sebulba.hub import Hub
 from podracer.runtimes.sebulba.parameters import Parameters
@@ -50,13 +51,25 @@ class Sebulba:
 
     resumes_exactly = False
 
-    def __init__(self, agent: Agent, environment: Environment, plan: Plan, job: bytes = b"", folder: Path | None = None):
+    def __init__(
+        self,
+        agent: Agent,
+        environment: Environment,
+        plan: Plan,
+        job: bytes = b"",
+        folder: Path | None = None,
+        devices: Sequence[Any] | None = None,
+    ):
         """Compiles nothing and starts nothing yet.
+
+        Of several hosts each has actors and a server of its own, and gives an equal share of the columns of every update. They
+        stop between calls of `run` alone, and one that fails ends: whoever started the others ends them too.
 
         Args:
           agent, environment, plan: of the job.
           job: what actors that join from other processes are told.
           folder: of the run, for a replay that is not in the state.
+          devices: as of `Anakin`.
 
         Raises:
           Unsupported: several seeds, for which Anakin is made.
@@ -65,10 +78,13 @@ class Sebulba:
         if plan.num_seeds > 1:
             raise Unsupported("Sebulba trains one seed: use --seeds 1, or Anakin, which vmaps them")
         self.agent, self.environment, self.plan, self.actors = agent, environment, plan, plan.actors
-        devices = jax.local_devices()
-        self.actor_devices = devices[: self.actors.num_devices]
-        learner_devices = devices[self.actors.first_learner :][: plan.num_devices]
-        self.mesh = Mesh(np.array(learner_devices), (AXIS,), axis_types=(AxisType.Auto,))
+        self.host = hosts.Hosts(plan.num_hosts, jax.process_index())
+        own = jax.local_devices() if devices is None else devices[: len(devices) // plan.num_hosts]
+        first = self.actors.first_learner
+        self.actor_devices = own[: self.actors.num_devices]
+        learners = hosts.devices(plan.num_hosts, lambda own: own[first:][: plan.devices_per_host], devices)
+        self.mesh = Mesh(np.array(learners), (AXIS,), axis_types=(AxisType.Auto,))
+        self._own_mesh = Mesh(np.array(own[first:][: plan.devices_per_host]), (AXIS,), axis_types=(AxisType.Auto,))
         self.learner = Learner(agent, plan, plan.num_devices)
         self.job, self.folder = job, folder
         self.should_stop: Callable[[], bool] = lambda: False
@@ -136,29 +152,46 @@ class Sebulba:
                 state, metrics, priorities = self._program(state, unroll.trajectory, self._on_learner(drawn))
                 sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
                 tally.add(unroll, number - unroll.version, len(self._handover))
-                self._publish(number + 1, self.agent.actor_params(state.train_state))
+                self._publish(number + 1, self.actor_params(state))
                 if drawn is not None and self.plan.priority_exponent:
                     assert self._hub is not None
-                    self._hub.prioritize(unroll, drawn, *jax.device_get(priorities))
+                    self._hub.prioritize(unroll, drawn, *hosts.own_columns(priorities, 1))
                 jax.block_until_ready(state.num_updates)
                 self._handover.cancel(ticket)  # learned from: no longer under way
             except (ActorsFailed, ReverbError) as error:
                 failure = error if isinstance(error, ActorsFailed) else ActorsFailed(f"nothing arrives any more: {error}")
-                if not tally.lags:
+                if not tally.lags or self.plan.num_hosts > 1:
                     raise failure from error
                 self._failure = failure  # at the next call: the caller has to get the state of this one first
                 break
         return state, self._metrics(state, sums, tally)
 
+    def trace(self) -> dict[str, jax.stages.Traced]:
+        """The programs of the learner, `update`, and of one step of acting, `act`, traced for shapes alone, as of `Anakin`."""
+        state, unroll = jax.eval_shape(self.init), self._example(self.plan.num_envs)[0]
+        drawn = self._drawn(unroll) if self._external else None
+        over_time, batch = NamedSharding(self.mesh, P(None, AXIS)), NamedSharding(self.mesh, P(AXIS))
+        sharded = Trajectory(timestep=over_time, actor_output=over_time, actor_state=batch)
+        update = self._program.trace(
+            _placed(state, self._shardings()), _placed(unroll, sharded), None if drawn is None else _placed(drawn, over_time)
+        )
+        acting, device = Acting(self.agent), SingleDeviceSharding(self.actor_devices[0])
+        unroll, params = self._example()
+        timestep = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), unroll.timestep)
+        key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.plan.envs_per_host))
+        begun = jax.eval_shape(acting.begin, params, unroll.actor_state, timestep, key)
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        arguments = _placed((params, unroll.actor_state, begun, timestep, key, number), device)
+        return {"update": update, "act": acting.step.trace(*arguments)}
+
     def train_state(self, state: SebulbaState, seed_index: int = 0) -> TrainState:
         """The TrainState."""
         del seed_index
-        return state.train_state
+        return hosts.local(state.train_state)
 
     def actor_params(self, state: SebulbaState, seed_index: int = 0) -> Params:
         """What actors will act with."""
-        del seed_index
-        return self.agent.actor_params(state.train_state)
+        return self.agent.actor_params(self.train_state(state, seed_index))
 
     def checkpoint(self, state: SebulbaState) -> Any:
         """What a checkpoint must hold: everything but the environments. A replay outside is saved by now, in `folder`."""
@@ -168,11 +201,11 @@ class Sebulba:
 
     def restore(self, saved: Any) -> SebulbaState:
         """The state that continues from `checkpoint`."""
-        return jax.device_put(saved, self._shardings())
+        return hosts.place(saved, self._shardings())
 
     def memory(self) -> dict[str, int]:
         """Bytes on one learner device, by what they are for; see `Anakin.memory`. unrolls: those that wait for the learner."""
-        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()[0]) / self.plan.num_devices
+        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()[0]) / self.plan.devices_per_host
         return {
             "learner": _num_bytes(state.train_state),
             "replay": _num_bytes(state.replay) // self.plan.num_devices,
@@ -194,14 +227,22 @@ class Sebulba:
         key = jax.random.key(seed)
         return SebulbaState(
             train_state=self.agent.init(rng.stream(key, "init")),
-            replay=() if self._external else self.learner.init_replay(self._example()[0]),
+            replay=() if self._external else self.learner.init_replay(self._example(self.plan.num_envs)[0]),
             env_index=jnp.arange(self.plan.num_envs, dtype=jnp.int32),
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
         )
 
-    def _example(self) -> tuple[Trajectory, Params]:
-        return example(self.agent, self.environment, self.plan.num_envs)
+    def _example(self, num_envs: int = 0) -> tuple[Trajectory, Params]:
+        return example(self.agent, self.environment, num_envs or self.plan.envs_per_host)
+
+    def _drawn(self, unroll: Trajectory) -> Trajectory:
+        """Shapes of what comes from a replay outside for an update on `unroll`."""
+        rows, num = self.plan.updates_per_unroll, self.plan.num_envs * self.plan.replay_per_env
+        stored = jax.eval_shape(columns.batch_major, unroll)
+        drawn = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, num, *x.shape[1:]), x.dtype), stored)
+        importance = jax.ShapeDtypeStruct((rows, num), jnp.float32) if self.plan.priority_exponent else ()
+        return drawn.replace(importance=importance)
 
     def _update(self, state: SebulbaState, trajectory: Trajectory, drawn: Any) -> tuple[SebulbaState, dict[str, Array], Any]:
         key = jax.random.fold_in(state.key, state.num_updates)
@@ -248,7 +289,7 @@ class Sebulba:
     def _on_learner(self, drawn: Any) -> Trajectory | None:
         if drawn is None or self._hub is None:
             return None
-        return self._hub.to_learner(drawn, NamedSharding(self.mesh, P(None, AXIS)))
+        return self._to_learner(self._hub.unrolls(drawn), 1)
 
     def _publish(self, number: int, params: Params) -> None:
         self._parameters.publish(number, params)
@@ -261,33 +302,36 @@ class Sebulba:
         if bool(drifted):
             raise ReplicaDrift
         values: dict[str, Any] = {name: np.asarray(value) / num for name, value in (sums or {}).items()}
-        values |= tally.values(self.actors.max_lag)
-        values |= {"updates": num, "finite": np.asarray(finite), "stale": self._num_stale}
-        values["restarts"] = self._supervisor.num_restarts if self._supervisor else 0
-        values["server_restarts"] = self._hub.exchange.num_restarts if self._hub else 0
+        values |= tally.values(self.actors.max_lag, self.host)
+        restarts = self._supervisor.num_restarts if self._supervisor else 0
+        of_server = self._hub.exchange.num_restarts if self._hub else 0
+        faults = self.host.sum([self._num_stale, restarts, of_server])
+        values |= dict(zip(("stale", "restarts", "server_restarts"), faults, strict=True))
+        values |= {"updates": num, "finite": np.asarray(finite)}
         return {name: np.atleast_1d(np.asarray(value)) for name, value in values.items()}
 
     # The actors' side.
 
     def _start(self, state: SebulbaState, num_updates: int) -> Supervisor:
         """Starts the actors of this process, and before them the server where unrolls go through one."""
-        params = self.agent.actor_params(state.train_state)
+        params = self.actor_params(state)
         self._parameters.publish(num_updates, params)
         plan, actors = self.plan, self.actors
         crew = Crew(
             agent=self.agent,
             environment=self.environment,
-            num_envs=plan.num_envs,
+            num_envs=plan.envs_per_host,
             seed=plan.seed,
             devices=self.actor_devices,
             threads=actors.threads,
             timeout=actors.timeout,
             max_restarts=actors.max_restarts,
+            first_number=self.host.index * actors.num_devices * actors.threads,
         )
         handover: Any = self._handover
         deliver: Callable[[Trajectory], Any] = self._deliver
         if actors.store == "reverb":
-            self._hub = Hub(plan, *self._example(), self.job, self.folder, self._deliver)
+            self._hub = Hub(plan, *self._example(), self.job, self._replay_folder(), self._deliver)
             self._handover, handover, deliver = self._hub.exchange, self._hub.outbox, jax.device_get
             self._hub.exchange.publish(num_updates, params, wait=True)
             print(f"actors may join: podracer actor --connect {self._hub.joining}", flush=True)
@@ -295,15 +339,30 @@ class Sebulba:
 
     def _deliver(self, trajectory: Trajectory) -> Trajectory:
         """Cuts a trajectory along its batch and moves each piece from the actor device to its learner device."""
-        over_time, state = NamedSharding(self.mesh, P(None, AXIS)), NamedSharding(self.mesh, P(AXIS))
         return Trajectory(
-            timestep=jax.device_put(trajectory.timestep, over_time),
-            actor_output=jax.device_put(trajectory.actor_output, over_time),
-            actor_state=jax.device_put(trajectory.actor_state, state),
+            timestep=self._to_learner(trajectory.timestep, 1),
+            actor_output=self._to_learner(trajectory.actor_output, 1),
+            actor_state=self._to_learner(trajectory.actor_state, 0),
         )
+
+    def _to_learner(self, tree: Any, axis: int) -> Any:
+        spec = P(*(None,) * axis, AXIS)
+        return hosts.join_columns(tree, axis, NamedSharding(self._own_mesh, spec), NamedSharding(self.mesh, spec))
+
+    def _replay_folder(self) -> Path | None:
+        return self.folder and self.folder / (f"reverb-{self.host.index}" if self.host.index else "reverb")
 
     def _shardings(self) -> SebulbaState:
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes with shardings, of which a tree prefix is given."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        jax.tree.broadcast(shardings, shapes),
+    )
 
 
 def _num_bytes(tree: Any) -> int:

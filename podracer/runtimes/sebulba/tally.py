@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from podracer.hosts import Hosts
 from podracer.runtimes.sebulba.actor import ACTIVITIES, COUNTS, Unroll
 
 
@@ -32,21 +33,29 @@ class Tally:
         _add(self._counts, unroll.counts)
         _add(self._seconds, unroll.seconds)
 
-    def values(self, max_lag: int) -> dict[str, Any]:
-        """The metrics of it, as `Sebulba.run` describes them."""
-        values: dict[str, Any] = dict(self._counts)
+    def values(self, max_lag: int, host: Hosts) -> dict[str, Any]:
+        """The metrics of it, over all hosts, as `Sebulba.run` describes them."""
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        own = [
+            *(*self._counts.values(), *self._seconds.values()),
+            *(elapsed, self.waited, len(self._actors), sum(self._queue)),
+            *np.bincount(self.lags, minlength=max_lag + 1),
+        ]
+        over_hosts = iter(host.sum(own))
+        values: dict[str, Any] = {name: next(over_hosts) for name in self._counts}
         for name in ("episode_return", "episode_length"):
             values[name] = values[name] / values["episodes"] if values["episodes"] else np.nan
-        acted = sum(self._seconds.values())
-        for name, seconds in self._seconds.items():
-            values[f"actor_{name}"] = seconds / acted if acted else np.nan
-        elapsed = max(time.monotonic() - self.started, 1e-9)
-        values |= {"learner_wait": self.waited / elapsed, "learner_update": 1 - self.waited / elapsed}
-        values["actors"] = len(self._actors)
-        values["lag"] = float(np.mean(self.lags)) if self.lags else np.nan
-        values["lag_max"] = max(self.lags, default=0)
-        values["lag_histogram"] = np.bincount(self.lags, minlength=max_lag + 1) / max(len(self.lags), 1)
-        values["queue"] = float(np.mean(self._queue)) if self._queue else np.nan
+        seconds = {name: next(over_hosts) for name in self._seconds}
+        acted = sum(seconds.values())
+        values |= {f"actor_{name}": spent / acted if acted else np.nan for name, spent in seconds.items()}
+        elapsed, waited, values["actors"], queued = (next(over_hosts) for _ in range(4))
+        values |= {"learner_wait": waited / elapsed, "learner_update": 1 - waited / elapsed}
+        lags = np.array(list(over_hosts))
+        num = lags.sum()
+        values["lag"] = float(lags @ np.arange(len(lags)) / num) if num else np.nan
+        values["lag_max"] = int(np.flatnonzero(lags)[-1]) if num else 0
+        values["lag_histogram"] = lags / max(num, 1)
+        values["queue"] = queued / num if num else np.nan
         return values
 
 
