@@ -148,6 +148,28 @@ _SMALL: Mapping[str, Any] = {
     "agent.search.num_simulations": 16,
 }
 
+# Of mazes with a new layout every episode, planned in the environment itself.
+_MAZE: Mapping[str, Any] = {
+    **_SMALL,
+    "env.size": 7,
+    "agent.model": "simulator",
+    "agent.torso.hidden": (128, 128),
+    "agent.dynamics.size": 128,
+    "agent.bins.num_bins": 21,
+    "agent.bins.limit": 1.0,
+    "agent.search.value_scale": 0.05,
+    "agent.unroll_length": 16,
+    "agent.return_steps": 5,
+    "agent.replay_capacity": 32_000,
+    "agent.bootstrap": "target",
+    "agent.discount": 0.95,
+    "agent.learning_rate": 1e-3,
+    "agent.decay_updates": 1875,
+    "anakin.num_envs": 32,
+    "anakin.minibatches": 8,
+    "eval_episodes": 200,
+}
+
 # Many small gradient steps, and values from the target network: those that old searches found are far behind.
 _CARTPOLE = Preset(
     num_steps=1_200_000,
@@ -225,28 +247,19 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
     "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
-    # A new layout every episode, planned in the environment itself: the first key, door and goal are found by looking ahead.
-    "gridworld/key_door": Preset(
-        num_steps=120_000,
+    # The first key, door and goal are found by looking ahead.
+    "gridworld/key_door": Preset(num_steps=120_000, overrides=_MAZE),
+    # A push too many cannot be undone, so a look at what follows is worth more than any one-step hunch.
+    "sokoban/mini": Preset(
+        num_steps=1_500_000,
         overrides={
-            **_SMALL,
-            "env.size": 7,
-            "agent.model": "simulator",
-            "agent.torso.hidden": (128, 128),
-            "agent.dynamics.size": 128,
-            "agent.bins.num_bins": 21,
-            "agent.bins.limit": 1.0,
-            "agent.search.value_scale": 0.05,
-            "agent.unroll_length": 16,
-            "agent.return_steps": 5,
-            "agent.replay_capacity": 32_000,
-            "agent.bootstrap": "target",
-            "agent.discount": 0.95,
-            "agent.learning_rate": 1e-3,
-            "agent.decay_updates": 1875,
-            "anakin.num_envs": 32,
-            "anakin.minibatches": 8,
-            "eval_episodes": 200,
+            **_MAZE,
+            "env.num_boxes": 1,
+            "env.reward": "sparse",
+            "agent.search.num_simulations": 32,
+            "agent.torso.hidden": (256, 256),
+            "agent.discount": 0.97,
+            "agent.decay_updates": 23_437,
         },
     ),
     # Random first moves: self-play alone never meets what a good opponent answers, and loses there.
