@@ -14,6 +14,8 @@ import click
 from podracer import __version__, registry
 from podracer.config import ConfigError, parse_assignments
 from podracer.launch.actor import actor
+from podracer.launch.cluster import commands
+from podracer.launch.cluster.commands import ClusterRequest, cluster_options
 from podracer.launch.options import Count, complete_env, job_options, run_options, sebulba_options, sebulba_request
 from podracer.launch.plan_command import plan
 from podracer.launch.reverb import reverb
@@ -72,26 +74,31 @@ def launch() -> None:
 
 @launch.command(help=_LAUNCH_HELP)
 @job_options
+@cluster_options
 @run_options
-def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **request: Any) -> None:
+def anakin(run_dir: Path | None, resume: bool, dry_run: bool, **options: Any) -> None:
     from podracer.launch.job import Request
 
-    _launch(Request(runtime="anakin", **request), run_dir, resume, dry_run)
+    cluster = commands.take(options)
+    _launch(Request(runtime="anakin", **options), run_dir, resume, dry_run, cluster)
 
 
 @launch.command(help=_SEBULBA_HELP)
 @job_options
 @sebulba_options
+@cluster_options
 @run_options
 def sebulba(run_dir: Path | None, resume: bool, dry_run: bool, **options: Any) -> None:
     from podracer.launch.job import Request
 
-    _launch(Request(**sebulba_request(options)), run_dir, resume, dry_run)
+    cluster = commands.take(options)
+    options["settings"] = commands.of_hosts(options["settings"], options["hosts"] or 1)
+    _launch(Request(**sebulba_request(options)), run_dir, resume, dry_run, cluster)
 
 
-def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> None:
+def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool, cluster: ClusterRequest) -> None:
     """Runs a job; shared by all runtimes."""
-    from podracer.launch.signals import StopRequests
+    from podracer.launch.signals import Stopped, StopRequests
 
     with StopRequests() as requests:
         prepare()
@@ -99,47 +106,74 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool) -> 
         from podracer.launch import job as jobs
 
         host = hosts.join()
-        if host.generation:  # a launcher started it
-            request = dataclasses.replace(request, hosts=host.num)
-        if resume and run_dir is None:
-            raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
-        if resume and run_dir is not None:
-            stored, preset = jobs.load_job(run_dir)
-            job = jobs.resumed_job(request, stored)
-        else:
-            job, preset = jobs.new_job(request)
-        run_dir = run_dir or Path("runs") / f"{_slug(job.agent_name)}-{_slug(job.env_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        if not resume and (run_dir / "config.json").exists():
-            raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
-        parts = jobs.build(job)
-        runtime = jobs.make_runtime(job, parts, preset, run_dir)
         try:
-            memory = runtime.memory()
-            if not dry_run:
-                jobs.check_memory(memory, parts.plan.devices_per_host)
-            if host.first:
+            if host.generation:  # a launcher started it
+                request = dataclasses.replace(request, hosts=host.num)
+            job, preset, run_dir = _job(request, run_dir, resume)
+            if not host.generation and (job.num_hosts > 1 or cluster.given):
+                if not cluster.ray_address:  # else hosts are of another kind than this one
+                    parts = jobs.build(job)
+                    print("\n".join(jobs.outline(job, parts, {}, preset, verbose=dry_run)), flush=True)
                 if not dry_run:
                     _write_job(run_dir, job, preset)
-                print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
-            code = 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests, host)
+                code = 0 if dry_run else commands.execute(job, run_dir, cluster, requests)
+            else:
+                code = _run(job, preset, run_dir, resume, dry_run, requests, host)
+        except Stopped as stopped:
+            code = stopped.exit_code
         except BaseException:
             _end_at_once(host)
             raise
-        finally:
-            runtime.close()
         host.wait("the end", _LAST_WAIT_SECONDS)
     _leave(code)
+
+
+def _job(request: Any, run_dir: Path | None, resume: bool) -> tuple[Any, str, Path]:
+    """The job, the preset that it took, and its run folder."""
+    from podracer.launch import job as jobs
+
+    if resume and run_dir is None:
+        raise ConfigError("--resume needs --run-dir, the folder of the run to go on with")
+    if resume and run_dir is not None:
+        stored, preset = jobs.load_job(run_dir)
+        job = jobs.resumed_job(request, stored)
+    else:
+        job, preset = jobs.new_job(request)
+    run_dir = run_dir or Path("runs") / f"{_slug(job.agent_name)}-{_slug(job.env_name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not resume and (run_dir / "config.json").exists():
+        raise ConfigError(f"{run_dir} already holds a run: go on with --resume, or choose another --run-dir")
+    return job, preset, run_dir
+
+
+def _run(job: Any, preset: str, run_dir: Path, resume: bool, dry_run: bool, requests: Any, host: Any) -> int:
+    """This host's part of a job, or all of it. Returns the exit code."""
+    from podracer.launch import job as jobs
+
+    parts = jobs.build(job)
+    runtime = jobs.make_runtime(job, parts, preset, run_dir)
+    try:
+        memory = runtime.memory()
+        if not dry_run:
+            jobs.check_memory(memory, parts.plan.devices_per_host)
+        if host.first:
+            if not dry_run:
+                _write_job(run_dir, job, preset)
+            print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
+        return 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests, host)
+    finally:
+        runtime.close()
 
 
 def _end_at_once(host: Any) -> None:
     """Of several hosts, ends this one after an error: at an orderly end it would wait for the others, who wait for it."""
     if host.num > 1:
         error = sys.exc_info()[1]
-        if isinstance(error, Exception) and _is_users_mistake(error):
+        mistake = isinstance(error, Exception) and _is_users_mistake(error)
+        if mistake:
             _complain(str(error))
-            _leave_now(2)
-        traceback.print_exc()
-        _leave_now(1)
+        else:
+            traceback.print_exc()
+        _leave_now(2 if mistake else 1)
 
 
 def _leave(code: int) -> NoReturn:
@@ -271,6 +305,8 @@ def doctor() -> None:
 cli.add_command(actor)
 cli.add_command(plan)
 cli.add_command(reverb)
+for command in (commands.status, commands.stop, commands.logs, commands.submit):
+    cli.add_command(command)
 
 
 def _slug(name: str) -> str:

@@ -179,14 +179,13 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
     if verbose:
         lines += ["", "settings (any of them with --set):"] + [f"  {key} = {value}" for key, value in keys(job).items()]
         lines += ["", "plan:"] + [f"  {key} = {value}" for key, value in dataclasses.asdict(plan).items()]
-        lines += ["", "memory of a device, without what a gradient keeps:"]
+        if memory:
+            lines += ["", "memory of a device, without what a gradient keeps:"]
         lines += [f"  {part} = {human_bytes(number)}" for part, number in memory.items()]
     return lines
 
 
-def make_runtime(
-    job: JobConfig, parts: Parts, preset: str, run_dir: Path | None, devices: Sequence[Any] | None = None
-) -> Any:
+def make_runtime(job: JobConfig, parts: Parts, preset: str, run_dir: Path | None, devices: Sequence[Any] | None = None) -> Any:
     """The job's runtime, which writes nothing to `run_dir` before it runs.
 
     devices: of all hosts, where it is to be traced for devices that are not here, and never to run.

@@ -56,7 +56,8 @@ def complete_env(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     return [name for task in tasks if (name := f"{suite}/{task}").startswith(incomplete)]
 
 
-def _apply(options: Sequence[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+def apply(options: Sequence[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command several options, in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -74,7 +75,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--preset", metavar="NAME", help="A named preset of the agent (podracer agents lists them)."),
         click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any setting; repeat it for several."),
     ]
-    return _apply(options, command)
+    return apply(options, command)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +85,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--resume", is_flag=True, help="Go on with the run in --run-dir."),
         click.option("--dry-run", is_flag=True, help="Print settings and plan, and stop."),
     ]
-    return _apply(options, command)
+    return apply(options, command)
 
 
 def sebulba_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +103,7 @@ def sebulba_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--listen", metavar="HOST:PORT", help="Of --store reverb, for other actors.  [default: 127.0.0.1:0, a free port]"
         ),
     ]
-    return _apply(options, command)
+    return apply(options, command)
 
 
 def sebulba_request(options: dict[str, Any]) -> dict[str, Any]:

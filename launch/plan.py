@@ -223,43 +223,48 @@ def _too_large(job: JobConfig, analysis: Analysis, refused: Program, topology: T
     line = "out of memory"
     if used:
         line += f": a device needs {jobs.human_bytes(used)}, and has {jobs.human_bytes(available)}"
-    found, tries = _nearest(job, analysis, used / available if available else 2.0, available or topology.chip.memory, asker)
+    search = _Search(job, asker, used / available if available else 2.0)
+    found = search.nearest(_ladders(job, analysis, available or topology.chip.memory))
     if found is None:
-        return f"{line}; nothing that was tried in {tries} compilations fits: a smaller network, or a larger chip, may"
+        return f"{line}; nothing that was tried in {search.tries} compilations fits: a smaller network, or a larger chip, may"
     settings = " ".join(f"--set {key}={value}" for key, value in found.items())
-    return f"{line}; the nearest that fits: {settings}"
+    return f"{line}; {'the nearest halving that fits' if search.proven else 'this fits'}: {settings}"
 
 
-def _nearest(
-    job: JobConfig, analysis: Analysis, excess: float, available: float, asker: _Asker
-) -> tuple[dict[str, Any] | None, int]:
-    """The least change that fits, of halvings of one setting after the other; and compilations that it took.
+class _Search:
+    """For the least change that fits, of halvings of one setting after the other.
 
-    What changes least of learning comes first. Each ladder is searched by bisection, from a guess by how much is too much.
+    excess: how many times too much it was. tries: compilations that it took. proven: whether nothing nearer fits.
     """
-    tries, started = 0, time.monotonic()
 
-    def fits(change: Mapping[str, Any]) -> bool:
-        nonlocal tries
-        tries += 1
+    def __init__(self, job: JobConfig, asker: _Asker, excess: float):
+        self._job, self._asker, self._excess = job, asker, excess
+        self.tries, self._started, self.proven = 0, time.monotonic(), False
+
+    def nearest(self, ladders: Sequence[Sequence[Mapping[str, Any]]]) -> Mapping[str, Any] | None:
+        """Of the first ladder on which anything fits; each is searched by bisection, from a guess by how much is too much."""
+        for ladder in ladders:
+            low, high = 0, len(ladder)  # what is known: below `low` nothing fits, and `high`, where there is one, does
+            guess = math.ceil(math.log2(max(self._excess, 1.0))) - 1
+            rung = min(max(guess, 0), high - 1)
+            while low < high and self.tries < _MOST_TRIES and time.monotonic() - self._started < _MOST_SECONDS:
+                if self._fits(ladder[rung]):
+                    high = rung
+                else:
+                    low = rung + 1
+                rung = (low + min(high, len(ladder) - 1)) // 2
+            if high < len(ladder):
+                self.proven = low == high
+                return ladder[high]
+        return None
+
+    def _fits(self, change: Mapping[str, Any]) -> bool:
+        self.tries += 1
         try:
-            tried = asker.once(override(job, change))
+            tried = self._asker.once(override(self._job, change))
         except (ConfigError, CompilerCrashed):
             return False  # it divides nothing, or nobody knows
         return all(program.refused is None for program in tried.programs)
-
-    for ladder in _ladders(job, analysis, available):
-        low, high = 0, len(ladder)  # all below `low` are known not to fit, and `high` to fit; len(ladder): not known
-        step = min(max(math.ceil(math.log2(max(excess, 1.0))) - 1, 0), max(high - 1, 0))
-        while low < high and tries < _MOST_TRIES and time.monotonic() - started < _MOST_SECONDS:
-            if fits(ladder[step]):
-                high = step
-            else:
-                low = step + 1
-            step = (low + min(high, len(ladder) - 1)) // 2
-        if high < len(ladder):
-            return ladder[high], tries
-    return None, tries
 
 
 def _ladders(job: JobConfig, analysis: Analysis, available: float) -> list[list[dict[str, Any]]]:

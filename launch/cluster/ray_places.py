@@ -1,0 +1,229 @@
+"""Hosts through Ray: a placement group with one bundle a learner, and a Ray actor in each that holds the processes of its host.
+
+A learner is a process of its own and not a Ray actor: when it aborts, as JAX does when it loses a peer, its Ray actor stays to
+tell of it. Processes die with their Ray actor, and that with the launcher.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from podracer.config import ConfigError
+from podracer.launch.cluster.places import Places, Seat, SeatLost
+from podracer.launch.cluster.processes import Processes, Report, free_port
+
+_CALL_SECONDS = 30.0
+_PATIENCE_SECONDS = 600.0
+_FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_")  # variables of the launcher that its processes get too
+
+
+class OnRay(Places):
+    """Seats on the hosts of a Ray cluster, or on a cluster of simulated hosts that it starts on this machine."""
+
+    def __init__(self, address: str | None, num_hosts: int, resources: Mapping[str, float], folder: str, tpu: str = ""):
+        """Connects, and starts the cluster where there is none.
+
+        Args:
+          address: of a cluster, as of `ray.init`; None starts one here, on loopback, which `close` ends.
+          num_hosts: that the job wants.
+          resources: that a host gives to its learner, for example `{"CPU": 8, "TPU": 4}`.
+          folder: to start processes in.
+          tpu: a slice to reserve whole, "v6e:4x4" (generation and topology); its hosts are then the job's.
+
+        Raises:
+          ConfigError: Ray is not installed, or nobody answers at `address`.
+        """
+        # Ray reads these when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if address is None:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # nobody else on this machine is to use it
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError("--hosts needs Ray: pip install 'podracer-rl[ray]'") from error
+        self._ray, self._resources, self._folder, self._tpu = ray, dict(resources), folder, tpu
+        self._num_hosts, self._group, self._slice = num_hosts, None, None
+        self._cluster: Any = None
+        if address is None:
+            self._start_cluster()
+            address = self._cluster.address
+        try:
+            ray.init(address=address, namespace="podracer", log_to_driver=False, logging_level="error")
+        except Exception as error:
+            self.close()
+            reason = " ".join(str(error).split())[:200]
+            hint = "; RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN must hold the cluster's token" if "token" in reason.lower() else ""
+            raise ConfigError(f"--ray-address {address}: {reason}{hint}") from error
+        self._agent = ray.remote(_Agent)
+
+    def seats(self, count: int) -> list[Seat]:
+        """See `Places`."""
+        self._replace_nodes()
+        group = self._reserve(count)
+        agents = [self._make(group, index) for index in range(count)]
+        return [self._seat(agent) for agent in agents]
+
+    def spare(self) -> Seat:
+        """See `Places`."""
+        return self._seat(self._agent.options(num_cpus=1, scheduling_strategy="SPREAD").remote(self._folder))
+
+    def close(self) -> None:
+        """See `Places`."""
+        with contextlib.suppress(Exception):
+            if self._slice is not None:
+                self._slice.shutdown()
+            elif self._group is not None:
+                self._ray.util.remove_placement_group(self._group)
+        self._ray.shutdown()
+        if self._cluster is not None:
+            self._cluster.shutdown()
+            self._cluster = None
+
+    def _make(self, group: Any, index: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        where = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=index)
+        wanted = dict(self._bundle())
+        cpus, gpus = wanted.pop("CPU", 0), wanted.pop("GPU", 0)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "resources": wanted or None, "scheduling_strategy": where}
+        return self._agent.options(**options).remote(self._folder)
+
+    def _seat(self, agent: Any) -> Seat:
+        try:
+            address, node = self._ray.get(agent.where.remote(), timeout=_CALL_SECONDS)
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(agent)
+            raise SeatLost(f"Ray gave no host within {_CALL_SECONDS:.0f} s ({type(error).__name__})") from error
+        return RaySeat(self._ray, agent, "127.0.0.1" if self._cluster else address, node)
+
+    def _bundle(self) -> Mapping[str, float]:
+        if self._slice is None:
+            return self._resources
+        bundle: Mapping[str, float] = self._slice.bundle_resources
+        return bundle
+
+    def _reserve(self, count: int) -> Any:
+        """The placement group, once all of it is there; Ray itself moves bundles of hosts that died."""
+        if self._group is None and self._tpu:
+            from ray.util.tpu import SlicePlacementGroup
+
+            version, _, topology = self._tpu.partition(":")
+            self._slice = SlicePlacementGroup(topology=topology, accelerator_version=version)
+            if self._slice.num_hosts != count:
+                raise ConfigError(f"--tpu {self._tpu} has {self._slice.num_hosts} hosts: say --hosts {self._slice.num_hosts}")
+            self._group = self._slice.placement_group
+        elif self._group is None:
+            self._refuse_impossible(count)
+            bundles = [self._resources] * count
+            self._group = self._ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._group.wait(timeout_seconds=5):
+            if time.monotonic() > deadline:
+                raise SeatLost(f"the cluster had no {count} hosts with {_words(self._resources)} in {_PATIENCE_SECONDS:.0f} s")
+        return self._group
+
+    def _refuse_impossible(self, count: int) -> None:
+        """A cluster that neither has such hosts nor scales would be waited for in vain; one that scales we cannot ask."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        fit = sum(all(node.get(name, 0) >= wanted for name, wanted in self._resources.items()) for node in nodes)
+        if fit < count and self._cluster is not None:
+            raise ConfigError(f"{count} hosts with {_words(self._resources)}: this machine gives {fit}")
+
+    # A cluster of our own on this machine.
+
+    def _start_cluster(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={**self._node(), "num_cpus": 0, "include_dashboard": False}
+        )
+        for _ in range(self._num_hosts):
+            self._cluster.add_node(**self._node())
+        self._cluster.wait_for_nodes()
+
+    def _node(self) -> dict[str, Any]:
+        """Of a simulated host: its CPUs are only numbers, all share this machine."""
+        others = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
+        return {"num_cpus": self._resources.get("CPU", 1) + 64, "resources": others, "object_store_memory": 80 * 2**20}
+
+    def _replace_nodes(self) -> None:
+        """Adds simulated hosts for those that died."""
+        if self._cluster is None:
+            return
+        alive = sum(node["Alive"] for node in self._ray.nodes()) - 1
+        for _ in range(self._num_hosts - alive):
+            self._cluster.add_node(**self._node())
+
+
+class RaySeat(Seat):
+    """A Ray actor on a host."""
+
+    def __init__(self, ray: Any, agent: Any, address: str, node: str):
+        self._ray, self._agent, self.address, self.node = ray, agent, address, node
+
+    def free_port(self) -> int:
+        return int(self._call("free_port", self.address))
+
+    def start(self, name: str, command: Sequence[str], environ: Mapping[str, str], progress: str = "") -> None:
+        ours = {key: value for key, value in os.environ.items() if key.startswith(_FORWARDED)}
+        self._call("start", name, list(command), {**ours, **environ}, progress)
+
+    def report(self, name: str) -> Report:
+        found: Report = self._call("report", name)
+        return found
+
+    def send(self, name: str, number: int) -> None:
+        self._call("send", name, number)
+
+    def kill(self, name: str) -> None:
+        self._call("kill", name)
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._ray.get(self._agent.kill_all.remote(), timeout=5.0)
+        with contextlib.suppress(Exception):
+            self._ray.kill(self._agent)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return self._ray.get(getattr(self._agent, method).remote(*arguments), timeout=_CALL_SECONDS)
+        except self._ray.exceptions.RayError as error:
+            raise SeatLost(f"the Ray actor on {self.node} is lost ({type(error).__name__})") from error
+
+
+class _Agent:
+    """The Ray actor of a host. All its methods run in one thread, its process's main one: `Processes` relies on it."""
+
+    def __init__(self, folder: str):
+        self._folder, self._processes = folder, Processes()
+
+    def where(self) -> tuple[str, str]:
+        import ray
+
+        context = ray.get_runtime_context()
+        return ray.util.get_node_ip_address(), context.get_node_id()[:8]
+
+    def free_port(self, address: str) -> int:
+        return free_port(address)
+
+    def start(self, name: str, command: Sequence[str], environ: Mapping[str, str], progress: str) -> None:
+        self._processes.start(name, command, environ, self._folder, progress)
+
+    def report(self, name: str) -> Report:
+        return self._processes.report(name)
+
+    def send(self, name: str, number: int) -> None:
+        self._processes.send(name, number)
+
+    def kill(self, name: str) -> None:
+        self._processes.kill(name)
+
+    def kill_all(self) -> None:
+        self._processes.kill_all()
+
+
+def _words(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
