@@ -176,7 +176,8 @@ class Gang:
                 stop_by = now + self._policy.stop_seconds
                 self._record.tell("stopping")
                 for index, seat in enumerate(self._seats):
-                    self._quietly(lambda seat=seat, index=index: seat.send(_learner(index), signal.SIGTERM))
+                    with contextlib.suppress(SeatLost):  # the next look finds it out
+                        seat.send(_learner(index), signal.SIGTERM)
             if now > stop_by:
                 self._say(f"podracer: not all had saved after {self._policy.stop_seconds:.0f} s: killed")
                 raise self._stopped()
@@ -294,7 +295,8 @@ class Gang:
         elif waited < 0.02 and len(self._actors) > policy.least_actors:
             actor = self._actors.pop()
             if actor.seat is not None:
-                self._quietly(lambda: actor.seat.send(actor.name, signal.SIGTERM))  # type: ignore[union-attr]
+                with contextlib.suppress(SeatLost):
+                    actor.seat.send(actor.name, signal.SIGTERM)
                 actor.seat.close()
 
     # The end.
@@ -334,12 +336,6 @@ class Gang:
     def _newest_checkpoint(self) -> int:
         folder = self._run_dir / "checkpoints"
         return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=-1)
-
-    @staticmethod
-    def _quietly(act: Callable[[], None]) -> None:
-        """A seat that is lost is found out by the next look."""
-        with contextlib.suppress(SeatLost):
-            act()
 
 
 class _Failed(Exception):

@@ -5,6 +5,7 @@ tell of it. Processes die with their Ray actor, and that with the launcher.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import time
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from podracer.config import ConfigError
+from podracer.launch.cluster.local_ray import LocalRay
 from podracer.launch.cluster.places import Places, Seat, SeatLost
 from podracer.launch.cluster.processes import Processes, Report, free_port
 
@@ -45,13 +47,15 @@ class OnRay(Places):
         except ImportError as error:
             raise ConfigError("--hosts needs Ray: pip install 'podracer-rl[ray]'") from error
         self._ray, self._resources, self._folder, self._tpu = ray, dict(resources), folder, tpu
-        self._num_hosts, self._group, self._slice = num_hosts, None, None
-        self._cluster: Any = None
+        self._num_hosts = num_hosts
+        self._group: Any = None
+        self._slice: Any = None
+        self._cluster: LocalRay | None = None
         if address is None:
-            self._start_cluster()
+            self._cluster = LocalRay(num_hosts, self._node())
             address = self._cluster.address
         try:
-            ray.init(address=address, namespace="podracer", log_to_driver=False, logging_level="error")
+            ray.init(address=address, namespace="podracer", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             self.close()
             reason = " ".join(str(error).split())[:200]
@@ -79,7 +83,7 @@ class OnRay(Places):
                 self._ray.util.remove_placement_group(self._group)
         self._ray.shutdown()
         if self._cluster is not None:
-            self._cluster.shutdown()
+            self._cluster.close()
             self._cluster = None
 
     def _make(self, group: Any, index: int) -> Any:
@@ -134,16 +138,6 @@ class OnRay(Places):
 
     # A cluster of our own on this machine.
 
-    def _start_cluster(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={**self._node(), "num_cpus": 0, "include_dashboard": False}
-        )
-        for _ in range(self._num_hosts):
-            self._cluster.add_node(**self._node())
-        self._cluster.wait_for_nodes()
-
     def _node(self) -> dict[str, Any]:
         """Of a simulated host: its CPUs are only numbers, all share this machine."""
         others = {name: amount for name, amount in self._resources.items() if name not in ("CPU", "GPU")}
@@ -155,7 +149,7 @@ class OnRay(Places):
             return
         alive = sum(node["Alive"] for node in self._ray.nodes()) - 1
         for _ in range(self._num_hosts - alive):
-            self._cluster.add_node(**self._node())
+            self._cluster.add_host()
 
 
 class RaySeat(Seat):
