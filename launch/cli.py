@@ -16,6 +16,7 @@ from podracer.config import ConfigError, parse_assignments
 from podracer.launch.actor import actor
 from podracer.launch.cluster import commands
 from podracer.launch.cluster.commands import ClusterRequest, cluster_options
+from podracer.launch.cluster.sweep import sweep
 from podracer.launch.options import Count, complete_env, job_options, run_options, sebulba_options, sebulba_request
 from podracer.launch.plan_command import plan
 from podracer.launch.reverb import reverb
@@ -305,7 +306,7 @@ def doctor() -> None:
 cli.add_command(actor)
 cli.add_command(plan)
 cli.add_command(reverb)
-for command in (commands.status, commands.stop, commands.logs, commands.submit):
+for command in (commands.status, commands.stop, commands.logs, commands.submit, sweep):
     cli.add_command(command)
 
 

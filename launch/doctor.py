@@ -37,6 +37,7 @@ def examine() -> int:
     _devices(problems)
     _suites()
     _ffmpeg()
+    _planning()
     _cache()
     print("something that every run needs is missing: " + ", ".join(problems) if problems else "ready")
     return 1 if problems else 0
@@ -82,6 +83,13 @@ def _ffmpeg() -> None:
         _say("ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
         _say("ffmpeg", f"missing, so no videos: pip install 'imageio[ffmpeg]' ({error})")
+
+
+def _planning() -> None:
+    try:
+        _say("libtpu", f"{importlib.metadata.version('libtpu')}: podracer plan compiles for TPUs")
+    except importlib.metadata.PackageNotFoundError:
+        _say("libtpu", "missing, so podracer plan compiles for no TPU: pip install 'podracer-rl[plan]'")
 
 
 def _cache() -> None:

@@ -26,14 +26,14 @@ def show(answer: Answer, price: Price) -> None:
     topology, chip = answer.topology, answer.topology.chip
     slices = f" in {topology.num_slices} slices" if topology.num_slices > 1 and chip.platform == "tpu" else ""
     shape = f" of {topology.shape}" if topology.shape else ""
-    console.print(
-        f"\n{topology.name}: {topology.num_chips:,} {chip.kind}{slices}{shape}, {topology.num_hosts:,} hosts", markup=False
-    )
+    hosts = "1 host" if topology.num_hosts == 1 else f"{topology.num_hosts:,} hosts"
+    console.print(f"\n{topology.name}: {topology.num_chips:,} {chip.kind}{slices}{shape}, {hosts}", markup=False)
     programs = answer.analysis.programs
     _print(console, "cost of a device", _costs(programs))
     _print(console, _memory_title(answer), _memory(answer))
-    if any(program.messages for program in programs):
-        _print(console, "collectives as XLA combines them", _messages(programs))
+    together = [program for program in programs if program.num_devices > 1 and program.messages]
+    if together:
+        _print(console, "collectives as XLA combines them", _messages(together))
     if any(program.bound for program in programs):
         _print(console, "roofline, a device", _bounds(programs))
         _print(console, "estimate", _estimate(answer, price))

@@ -207,7 +207,9 @@ def submit(ray_address: str, working_dir: str | None, wait: bool, command: tuple
     """
     import shlex
 
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from podracer.launch.cluster.ray_places import authenticate
+
+    authenticate(ray_address)
     try:
         from ray.job_submission import JobStatus, JobSubmissionClient
     except ImportError as error:

@@ -22,6 +22,16 @@ _PATIENCE_SECONDS = 600.0
 _FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_")  # variables of the launcher that its processes get too
 
 
+def authenticate(address: str | None) -> None:
+    """Token authentication, unless the user's environment says otherwise; Ray reads that when it is imported.
+
+    A cluster of our own on this machine (`address` None) gets a token of its own: nobody else here is to use it.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 class OnRay(Places):
     """Seats on the hosts of a Ray cluster, or on a cluster of simulated hosts that it starts on this machine."""
 
@@ -38,10 +48,7 @@ class OnRay(Places):
         Raises:
           ConfigError: Ray is not installed, or nobody answers at `address`.
         """
-        # Ray reads these when it is imported.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if address is None:
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # nobody else on this machine is to use it
+        authenticate(address)
         try:
             import ray
         except ImportError as error:
