@@ -81,12 +81,13 @@ def wait_for_update(run_dir: Path, launcher: subprocess.Popen[bytes], after: flo
 def left(run_dir: Path) -> int:
     """Processes that still belong to the run."""
     mark, count = str(run_dir), 0
+    own = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
             words = [*process.cmdline(), *process.environ().values()]
         except (psutil.Error, OSError):
             continue
-        count += process.pid != psutil.Process().pid and any(mark in word for word in words)
+        count += process.pid not in own and any(mark in word for word in words)
     return count
 
 

@@ -164,6 +164,8 @@ class Gang:
             if all(code == 0 for code in codes):
                 if stop_by < math.inf:
                     raise self._stopped()
+                if not (self._run_dir / "summary.json").exists():
+                    raise _Failed("a host was told to end (preemption), and all have saved")
                 return 0
             if any(code is not None and code != 0 for code in codes):
                 code, reason = self._why()

@@ -109,7 +109,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr("podracer.launch.cluster.gang._TELL_SECONDS", 0.2)
 
 
-def test_a_killed_learner_changes_nothing_of_the_result(tmp_path):
+def test_a_killed_and_a_preempted_learner_change_nothing_of_the_result(tmp_path):
     calm = Job(tmp_path / "calm")
     assert calm.run() == 0
     job = Job(tmp_path / "run")
@@ -117,9 +117,14 @@ def test_a_killed_learner_changes_nothing_of_the_result(tmp_path):
     def disturb():
         wait_for(lambda: num_saved(job.run_dir), "nothing is saved")
         os.kill(job.pid("learner-1"), signal.SIGKILL)
+        wait_for(lambda: job.state().get("generation") == 2, "it does not start again")
+        wait_for(lambda: (job.run_dir / "cluster" / "progress-0").exists(), "it does not go on")
+        os.kill(job.pid("learner-0"), signal.SIGTERM)
 
     assert job.run(disturb) == 0
-    assert [entry["reason"] for entry in job.state()["restarts"]] == ["learner 1 ended (SIGKILL)"]
+    killed, preempted = [entry["reason"] for entry in job.state()["restarts"]]
+    assert killed == "learner 1 ended (SIGKILL)"
+    assert "preemption" in preempted
     assert job.state()["state"] == "done"
     for name in ("params_sha256", "num_agent_steps", "num_updates"):
         assert job.summary()[name] == calm.summary()[name], name
