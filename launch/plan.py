@@ -196,13 +196,13 @@ def _spread(job: JobConfig, settings: Sequence[str], topology: Topology) -> tupl
 
 def _about(topology: Topology) -> list[str]:
     """What there is to say of a topology."""
-    notes = []
-    if topology.chip.platform == "tpu" and not topology.compiles():
-        notes.append("libtpu is not installed, so nothing was compiled for TPU: pip install 'podracer-rl[plan]'")
-    if topology.chip.platform == "gpu":
-        notes.append("nothing is compiled for GPUs that are not here; on a host that has them, leave --topology out")
+    notes, gpu = [], topology.chip.platform == "gpu"
     if not topology.compiles():
+        missing, extra = ("JAX's CUDA plugin", "plan-gpu") if gpu else ("libtpu", "plan")
+        notes.append(f"{missing} is not installed, so nothing was compiled for it: pip install 'podracer-rl[{extra}]'")
         notes.append("memory is an estimate: temporaries are those of the same program compiled for the CPU")
+    elif gpu:
+        notes.append("nothing was autotuned, which takes a GPU; whether it fits is by the sum of what XLA lays out")
     if topology.chip.devices > 1:
         notes.append(
             f"libtpu lists {topology.chip.devices} devices for a {topology.chip.kind}, one a core, with a share of its memory; "

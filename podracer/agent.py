@@ -130,6 +130,14 @@ class Agent(abc.ABC, Generic[ConfigT]):
         del action
         return actor_state
 
+    def picture(self, params: Params, actor_state: ActorState, timestep: TimeStep) -> Array | None:
+        """What the agent makes of time steps, to be shown beside them in a film: `[B, H, W, 3]` uint8, or None.
+
+        Args: as of `act`, but the labels `aux` are there, to be shown too.
+        """
+        del params, actor_state, timestep
+        return None
+
     @abc.abstractmethod
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
         """The loss to minimise, a MEAN over the batch, and metrics.

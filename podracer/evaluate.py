@@ -15,6 +15,7 @@ import numpy as np
 
 from podracer import rng
 from podracer.environment import Environment, HostEnvironment, Unsupported, VectorEnvironment
+from podracer.metrics.pictures import beside
 from podracer.types import ActorOutput, ActorState, Array, Key, Mode, Params, TimeStep
 
 _SECONDS_PER_CALL = 1.0
@@ -95,6 +96,7 @@ class Evaluator:
         self.quota = np.full(self.num_envs, num_episodes // self.num_envs)
         self.quota[: num_episodes % self.num_envs] += 1
         self.environment = _open(environment, self.num_envs, seed)
+        self._picture_jit = jax.jit(getattr(agent, "picture", lambda *_: None))
         key = rng.stream(jax.random.key(seed), "evaluate")
         index = jnp.arange(self.num_envs)
         self._keys = {name: rng.columns(rng.stream(key, name), index) for name in ("reset", "act", "environment")}
@@ -221,16 +223,22 @@ class Evaluator:
     def _record(self, params: Params, carry: _Carry, frames: list[np.ndarray]) -> _Carry:
         """Plays step by step until the first environment's first episode ends, and keeps its pictures in `frames`."""
         while int(carry.count[0]) == 0 and len(frames) < _MAX_FRAMES:
-            picture = _picture(self.environment, carry)
+            picture = self._picture(params, carry)
             if picture is None:
                 return carry
             frames.append(picture)
             carry = self._advance(params, carry, 1)
             self._check_length(carry)
-        picture = _picture(self.environment, carry)
+        picture = self._picture(params, carry)
         if picture is not None:
             frames.append(picture)
         return carry
+
+    def _picture(self, params: Params, carry: _Carry) -> np.ndarray | None:
+        """Of the first environment, and beside it what the agent makes of it."""
+        picture = _picture(self.environment, carry)
+        own = None if picture is None else self._picture_jit(params, carry.actor_state, carry.timestep)
+        return picture if picture is None or own is None else beside(picture, np.asarray(own[0]))
 
     def _check_length(self, carry: _Carry) -> None:
         unfinished = np.asarray(carry.count) < self.quota

@@ -211,6 +211,7 @@ def submit(ray_address: str, working_dir: str | None, wait: bool, command: tuple
 
     authenticate(ray_address)
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobStatus, JobSubmissionClient
     except ImportError as error:
         raise ConfigError("podracer submit needs Ray: pip install 'podracer-rl[ray]'") from error
@@ -224,7 +225,7 @@ def submit(ray_address: str, working_dir: str | None, wait: bool, command: tuple
             entrypoint=shlex.join(["podracer", *command, "--ray-address", "auto"]),
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(f"--ray-address {ray_address}: {' '.join(str(error).split())[:200]}") from error
     print(f"job {job}: podracer status, logs and stop take its run folder", flush=True)
     told = 0

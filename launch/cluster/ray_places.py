@@ -199,7 +199,8 @@ class _Agent:
     """The Ray actor of a host. All its methods run in one thread, its process's main one: `Processes` relies on it."""
 
     def __init__(self, folder: str):
-        self._folder, self._processes = folder, Processes()
+        # Of a submitted job each host has a copy of the working folder of its own.
+        self._folder, self._processes = folder if os.path.isdir(folder) else os.getcwd(), Processes()
 
     def where(self) -> tuple[str, str]:
         import ray

@@ -54,6 +54,17 @@ def curve(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(steps), np.asarray(returns, np.float64)
 
 
+def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Two pictures `[H, W, 3]` uint8 side by side; a small one is enlarged by a whole number, and black fills what is left."""
+    tallest = max(len(left), len(right))
+    parts = []
+    for picture in (left, right):
+        scale = max(1, tallest // len(picture))
+        large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+        parts.append(np.pad(large, ((0, tallest - len(large)), (0, 0), (0, 0))))
+    return np.concatenate(parts, axis=1)
+
+
 def write_video(path: Path, frames: np.ndarray) -> None:
     """Writes `frames` `[F, H, W, 3]` uint8 as H.264 mp4, enlarged where small; about ten seconds, at 4 to 30 a second.
 

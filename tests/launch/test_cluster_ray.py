@@ -163,13 +163,14 @@ def test_a_submitted_job_runs_on_the_cluster(start, tmp_path):
         "--num-cpus=4",
         "--node-ip-address=127.0.0.1",
     ]
-    environment = {**os.environ, **token, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where a job finds podracer
+    environment = {**os.environ, **token, "PATH": path, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     head = subprocess.Popen([*map(str, words)], env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(lambda: _listens(port), "the dashboard does not listen")
         url = f"http://127.0.0.1:{port}"
         job = ["launch", "anakin", *TINY, "--steps", 640, "--hosts", 1, "--run-dir", run_dir]
-        output = start("submit", "--ray-address", url, "--", *job, **token).communicate(timeout=240)[0]
+        output = start("submit", "--ray-address", url, "--working-dir", HERE, "--", *job, **token).communicate(timeout=240)[0]
         assert (run_dir / "summary.json").exists(), output
         refused = start("submit", "--ray-address", url, "--", *job, **{**token, "RAY_AUTH_TOKEN": "0" * 64})
         assert refused.wait(timeout=60) == 2

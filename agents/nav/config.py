@@ -1,0 +1,104 @@
+"""Settings of Nav, its presets, and the agents of the paper as settings."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from podracer.config import Preset
+from podracer.nets.torso import TorsoConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """memory: `none` (FF of the paper); `lstm`: one LSTM, which sees what the encoder saw; `stacked`: Nav, two LSTMs that also
+      see the previous reward (the first), the velocity where it is observed and the previous action (the second).
+    torso: the encoder. It sees every part of the observation but `velocity`. reward_lstm: width of the first of two LSTMs.
+      lstm: width of the only or the second one.
+
+    beta_d1, beta_d2, beta_l: weights, beside a policy loss of weight 1, of predicting depth from the encoder's features, depth
+      from the memory, and loop closure from the memory; 0 leaves a head out. Depth losses are means over pixels.
+    depth: 8 classes for each pixel, or regression with half the squared error. depth_power: depth `d` counts as
+      `d ** depth_power`. depth_hidden: hidden widths of a head of depth.
+    probe: also learn to tell the position linearly from the memory, where the environment labels it; its gradients go into the
+      probe alone, with a step size of its own, probe_learning_rate.
+
+    unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own. trace_decay: lambda of
+      V-trace. value_cost, entropy_cost: weights. loss_scale: of the whole; the paper sums over time where we take the mean.
+      max_abs_reward: rewards are clipped to it while learning. optimizer, learning_rate, epsilon, max_gradient_norm.
+      decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them. greedy_evaluation:
+      evaluate with the most likely action.
+    """
+
+    memory: Literal["none", "lstm", "stacked"] = "stacked"
+    torso: TorsoConfig = TorsoConfig(hidden=(256,))
+    reward_lstm: int = 64
+    lstm: int = 256
+
+    beta_d1: float = 0.0
+    beta_d2: float = 0.0
+    beta_l: float = 0.0
+    depth: Literal["classification", "regression"] = "classification"
+    depth_power: float = 10.0
+    depth_hidden: tuple[int, ...] = (128,)
+    probe: bool = True
+    probe_learning_rate: float = 3e-3
+
+    unroll_length: int = 50
+    microbatch: int = 0
+    discount: float = 0.99
+    trace_decay: float = 1.0
+    value_cost: float = 0.5
+    entropy_cost: float = 1e-3
+    loss_scale: float = 1.0
+    max_abs_reward: float = float("inf")
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    learning_rate: float = 5e-4
+    epsilon: float = 1e-5
+    decay_updates: int = 0
+    max_gradient_norm: float = 40.0
+    greedy_evaluation: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("beta_d1", "beta_d2", "beta_l"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name):g}")
+        if self.depth_power <= 0:
+            raise ValueError(f"depth_power must be above 0, not {self.depth_power:g}")
+
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "FF": {"agent.memory": "none"},
+    "LSTM": {"agent.memory": "lstm"},
+    "Nav": {},
+    "Nav+D1": {"agent.beta_d1": 1.0},
+    "Nav+D2": {"agent.beta_d2": 1.0},
+    "Nav+L": {"agent.beta_l": 1.0},
+    "Nav+D1D2L": {"agent.beta_d1": 1.0, "agent.beta_d2": 1.0, "agent.beta_l": 1.0},
+    "Nav, depth as input": {"env.depth_input": True},
+}
+"""The agents of the paper (figure 2) and its ablation, as settings over a preset that leaves these alone."""
+
+_SMALL: Mapping[str, Any] = {
+    "env.maze": "mini",
+    "agent.reward_lstm": 16,
+    "agent.lstm": 64,
+    "agent.depth_hidden": (64,),
+    "agent.unroll_length": 25,
+    "agent.learning_rate": 1e-3,
+    "agent.entropy_cost": 0.02,
+}
+
+PRESETS: Mapping[str, Preset] = {
+    # A picture of 4 x 16 pixels: the smallest in which walls, fruit and goal still differ.
+    "nav/ray_maze": Preset(
+        num_steps=5_000_000,
+        overrides={
+            **_SMALL,
+            "env.height": 4,
+            "env.width": 16,
+            "agent.torso.kind": "mlp",
+            "agent.torso.hidden": (64,),
+            "anakin.num_envs": 64,
+        },
+    ),
+}
