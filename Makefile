@@ -5,11 +5,14 @@
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= dev,pgx,ray
+EXTRAS ?= dev,pgx,ray,vizdoom
 BIN := .venv/bin
 STAMP := .venv/.complete
 # The slim form: a minute and 170 MB, where the official one takes two and 1.3 GB. The installation itself writes this file.
-REVERB := $(or $(PODRACER_CACHE_DIR),$(HOME)/.cache/podracer)/reverb/slim/.complete
+CACHE := $(or $(PODRACER_CACHE_DIR),$(HOME)/.cache/podracer)
+REVERB := $(CACHE)/reverb/slim/.complete
+# With which podracer plan compiles for TPUs; see docs/plan.md.
+LIBTPU := $(CACHE)/compilers/tpu/.complete
 
 .PHONY: help setup pong demo test test-slow check
 .DEFAULT_GOAL := help
@@ -17,7 +20,7 @@ REVERB := $(or $(PODRACER_CACHE_DIR),$(HOME)/.cache/podracer)/reverb/slim/.compl
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile
 
-setup: $(STAMP) $(REVERB)
+setup: $(STAMP) $(REVERB) $(LIBTPU)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "podracer: there is no python3: install Python 3.11 or newer (apt install python3 python3-venv)"; exit 1; }
@@ -35,6 +38,10 @@ $(STAMP): pyproject.toml constraints.txt
 $(REVERB): | $(STAMP)
 	@$(BIN)/podracer reverb install --slim || \
 	  echo "podracer: no Reverb server (see above): tests that need it are skipped; podracer reverb install tries again"
+
+$(LIBTPU): | $(STAMP)
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/podracer plan install tpu || \
+	  echo "podracer: no libtpu (see above): podracer plan compiles for no TPU; podracer plan install tries again"
 
 pong: $(STAMP)
 	$(BIN)/podracer launch anakin --agent muesli --env atari/pong $(ARGS)

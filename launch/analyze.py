@@ -69,6 +69,7 @@ class Analysis:
 
 def environment(topology: Any) -> dict[str, str]:
     """What must be set in the environment of the analysing process, over this one's."""
+    from podracer.aot import compilers
     from podracer.aot.topologies import HERE
 
     if topology.name == HERE:
@@ -77,7 +78,8 @@ def environment(topology: Any) -> dict[str, str]:
     flags = [flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count")]
     if not topology.compiles():
         flags.append(f"--xla_force_host_platform_device_count={topology.num_devices}")
-    return {**_NO_TPU, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    paths = [str(compilers.folder(topology.chip.platform)), os.environ.get("PYTHONPATH", "")]
+    return {**_NO_TPU, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
 
 def analyze(job: JobConfig, preset: str, topology: Any, budget: int | None = None, compiles: bool = True) -> Analysis:

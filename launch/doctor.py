@@ -86,10 +86,11 @@ def _ffmpeg() -> None:
 
 
 def _planning() -> None:
-    try:
-        _say("libtpu", f"{importlib.metadata.version('libtpu')}: podracer plan compiles for TPUs")
-    except importlib.metadata.PackageNotFoundError:
-        _say("libtpu", "missing, so podracer plan compiles for no TPU: pip install 'podracer-rl[plan]'")
+    from podracer.aot import compilers
+
+    for kind, name in compilers.NAMES.items():
+        missing = f"no {name}, so podracer plan compiles for none: podracer plan install {kind}"
+        _say(f"plan {kind}", f"{name}: podracer plan compiles for it" if compilers.installed(kind) else missing)
 
 
 def _cache() -> None:

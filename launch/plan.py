@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from podracer.aot import topologies
+from podracer.aot import compilers, topologies
 from podracer.aot.topologies import Topology
 from podracer.config import ConfigError, JobConfig, override
 from podracer.launch import job as jobs
@@ -198,8 +198,9 @@ def _about(topology: Topology) -> list[str]:
     """What there is to say of a topology."""
     notes, gpu = [], topology.chip.platform == "gpu"
     if not topology.compiles():
-        missing, extra = ("JAX's CUDA plugin", "plan-gpu") if gpu else ("libtpu", "plan")
-        notes.append(f"{missing} is not installed, so nothing was compiled for it: pip install 'podracer-rl[{extra}]'")
+        platform = topology.chip.platform
+        missing = f"{compilers.NAMES[platform]} is not installed, so nothing was compiled for it"
+        notes.append(f"{missing}: podracer plan install {platform}")
         notes.append("memory is an estimate: temporaries are those of the same program compiled for the CPU")
     elif gpu:
         notes.append("nothing was autotuned, which takes a GPU; whether it fits is by the sum of what XLA lays out")

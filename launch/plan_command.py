@@ -51,6 +51,15 @@ def plan() -> None:
     """Say what a job would be on hardware that is not here."""
 
 
+@plan.command()
+@click.argument("platform", type=click.Choice(["tpu", "gpu"]), default="tpu")
+def install(platform: str) -> None:
+    """Fetch the compiler for chips that are not here: libtpu (213 MB, under Google's terms), or JAX's CUDA plugin (182 MB)."""
+    from podracer.aot import compilers
+
+    print(f"{compilers.NAMES[platform]} is in {compilers.install(platform)}")
+
+
 @plan.command(help=_HELP.format(examples=_ANAKIN))
 @job_options
 @_plan_options

@@ -19,6 +19,7 @@ def prepare() -> None:
     # Small programs too: a cold start is many of them.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame looks for loudspeakers when it draws
     # With its own stacks libtpu 0.0.42 overflows one, and takes the process along, where it weighs fusions of convolutions.
     os.environ.setdefault("LIBTPU_INIT_ARGS", "--fibers_default_thread_stack_size=4194304")
 

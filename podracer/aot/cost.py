@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 COLLECTIVES = frozenset(
     ("psum", "psum_invariant", "pmax", "pmin", "all_gather", "all_gather_invariant", "reduce_scatter", "ppermute", "all_to_all")
@@ -147,7 +148,8 @@ class _Counter:
 
     def jaxpr(self, jaxpr: Any, axes: Mapping[str, int]) -> Cost:
         total = Cost()
-        for eqn in jaxpr.eqns:
+        # What nothing depends on is gone before XLA sees it.
+        for eqn in dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0].eqns:
             total += self.equation(eqn, axes)
         return total
 

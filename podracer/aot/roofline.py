@@ -49,12 +49,14 @@ def bound(cost: Cost, topology: Topology, num_devices: int) -> Bound:
     chip, share = topology.chip, topology.chip.devices
     num_inside = max(num_devices // topology.num_slices, 1)
     sent = cost.collective_bytes
+    links = share * _ring(num_inside) * sent / chip.link_rate if num_inside > 1 else 0.0
+    # Within a slice the gradient is reduced first: of it a chip sends its share alone over the network.
+    beyond = share * _ring(topology.num_slices) * sent / num_inside
     return Bound(
         matmul=share * sum(flops / _peak(topology, kind) for kind, flops in cost.matmul_flops.items()),
         memory=share * cost.num_bytes / chip.memory_rate,
-        links=share * _ring(num_inside) * sent / chip.link_rate,
-        # Within a slice the gradient is reduced first: of it a chip sends its share alone over the network.
-        network=_ring(topology.num_slices) * sent / num_inside * share / chip.network_rate if topology.num_slices > 1 else 0.0,
+        links=links,
+        network=beyond / chip.network_rate if topology.num_slices > 1 else 0.0,
     )
 
 

@@ -5,12 +5,12 @@ Figures of TPUs are those of https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p
 """
 
 import dataclasses
-import importlib.util
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from podracer.aot import compilers
 from podracer.config import ConfigError
 
 GIB = 2**30
@@ -76,6 +76,34 @@ _KINDS = {
 }
 HERE = "this host"
 
+# What XLA wants to know of an H100 (SXM): compute capability 9.0, and the limits that CUDA's tables and its white paper give.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3350000000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 80000000000
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 }
+runtime_version { major: 12 minor: 8 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
 _POD = {"v5e": 256, "v6e": 256}
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _CUBES = {
@@ -118,34 +146,42 @@ class Topology:
         return self.num_devices // self.num_hosts
 
     def compiles(self) -> bool:
-        """Whether XLA can compile for it here: the chips are here, or libtpu is installed."""
-        return self.name == HERE or (self.chip.platform == "tpu" and importlib.util.find_spec("libtpu") is not None)
+        """Whether XLA can compile for it here: the chips are here, or their compiler is installed."""
+        return self.name == HERE or compilers.installed(self.chip.platform)
 
     def devices(self) -> list[Any]:
-        """Devices to trace and, where `compiles`, to compile for, host by host. Loads libtpu, but takes no TPU.
+        """Devices to trace and, where `compiles`, to compile for, host by host. Loads the compiler, but takes no device.
 
         Where it does not compile these are the devices that are here: simulate as many.
 
         Raises:
-          ConfigError: libtpu knows no such topology.
+          ConfigError: the compiler knows no such topology.
         """
         import jax
         from jax.experimental import topologies
 
         if self.name == HERE or not self.compiles():
             return jax.devices()[: self.num_devices]
-        kind = self.name.partition("-")[0].partition(":")[0]
+        try:
+            if self.chip.platform == "gpu":
+                shape = f"1x{self.num_hosts}x{self.devices_per_host}"
+                found = topologies.get_topology_desc(platform="cuda", target_config=_H100, topology=shape)
+            else:
+                kind = self.name.partition("-")[0].partition(":")[0]
+                found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{self.shape}", **self._bounds())
+        except Exception as error:  # refusals come as several types
+            raise ConfigError(f"--topology {self.name}: the compiler refuses it: {str(error).splitlines()[0]}") from error
+        return sorted(found.devices, key=lambda device: device.process_index)
+
+    def _bounds(self) -> dict[str, Any]:
+        """How libtpu is to cut the chips into hosts and slices, where its own way is another."""
         bounds: dict[str, Any] = {}
         if self.num_hosts == 1:
             sides = [int(side) for side in self.shape.split("x")]
-            bounds = {"chips_per_host_bounds": [*sides, 1, 1][:3]}
+            bounds["chips_per_host_bounds"] = [*sides, 1, 1][:3]
         if self.num_slices > 1:
             bounds["num_slices"] = self.num_slices
-        try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{self.shape}", **bounds)
-        except Exception as error:  # libtpu's refusals come as several types
-            raise ConfigError(f"--topology {self.name}: libtpu refuses it: {str(error).splitlines()[0]}") from error
-        return sorted(found.devices, key=lambda device: device.process_index)
+        return bounds
 
 
 def here() -> Topology:

@@ -17,7 +17,9 @@ LAUNCH = ("launch", "anakin")
 RUN = (*LAUNCH, *TINY)
 
 
-@pytest.mark.parametrize("arguments", ["--help", "launch --help", "launch anakin --help", "evaluate --help"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "launch --help", "launch anakin --help", "plan anakin --help", "evaluate --help"]
+)
 def test_help_imports_nothing_heavy(arguments: str) -> None:
     code = (
         "import sys; from podracer.launch import cli; sys.argv = ['podracer', *sys.argv[1:]]\n"

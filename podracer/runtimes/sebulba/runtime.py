@@ -170,7 +170,8 @@ class Sebulba:
         """The programs of the learner, `update`, and of one step of acting, `act`, traced for shapes alone, as of `Anakin`."""
         state, unroll = jax.eval_shape(self.init), self._example(self.plan.num_envs)[0]
         drawn = self._drawn(unroll) if self._external else None
-        over_time, batch = NamedSharding(self.mesh, P(None, AXIS)), NamedSharding(self.mesh, P(AXIS))
+        over_time: Any = NamedSharding(self.mesh, P(None, AXIS))
+        batch: Any = NamedSharding(self.mesh, P(AXIS))
         sharded = Trajectory(timestep=over_time, actor_output=over_time, actor_state=batch)
         update = self._program.trace(
             _placed(state, self._shardings()), _placed(unroll, sharded), None if drawn is None else _placed(drawn, over_time)
