@@ -24,7 +24,7 @@ def draw(outputs: Outputs, labels: Mapping[str, Any], power: float) -> Array | N
     Returns:
       `[B, H, W, 3]` uint8, or None for an agent that predicts nothing.
     """
-    rows = []
+    rows: list[Array] = []
     for prediction in (outputs.d2, outputs.d1):
         if not isinstance(prediction, tuple):
             depth = labels["depth"]
