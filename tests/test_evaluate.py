@@ -83,6 +83,27 @@ def test_recording_does_not_change_what_is_played() -> None:
     np.testing.assert_array_equal(filmed.frames[:, 0, 0, 0], np.arange(len(filmed.frames)))
 
 
+def test_a_film_shows_what_the_agent_makes_of_what_it_sees_and_of_its_labels() -> None:
+    class Labelled(CoinEnvironment):
+        def step(self, state: Any, action: Any, key: Any) -> Any:
+            state, timestep = super().step(state, action, key)
+            return state, timestep.replace(aux=state.t)
+
+        def reset(self, key: Any) -> Any:
+            state, timestep = super().reset(key)
+            return state, timestep.replace(aux=state.t)
+
+    class Drawing(Idle):
+        def picture(self, params: Any, actor_state: Any, timestep: Any) -> Any:
+            return jnp.broadcast_to(10 + timestep.aux[:, None, None, None], (len(timestep.aux), 2, 3, 3)).astype(jnp.uint8)
+
+    drawing: Any = Drawing()
+    frames = evaluate(drawing, Labelled(), {}, 1, record=True).frames
+    assert frames is not None
+    assert frames.shape[1:] == (4, 5 + 2 * 3, 3)  # the small one is enlarged to the height of the other
+    np.testing.assert_array_equal(frames[:, :, 5:, 0] - frames[:, :1, :1, 0], 10)
+
+
 def test_no_picture_no_frames() -> None:
     assert evaluate(IDLE, CoinEnvironment(picture=False), {}, 2, record=True).frames is None
 

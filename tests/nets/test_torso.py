@@ -47,7 +47,7 @@ def _apply(spec, config, observation):
     return net.apply(net.init(jax.random.key(0), observation), observation), net.init(jax.random.key(0), observation)
 
 
-@pytest.mark.parametrize("kind", ["auto", "mlp", "nature", "impala"])
+@pytest.mark.parametrize("kind", ["auto", "mlp", "nature", "a3c", "impala"])
 def test_pixels(kind):
     spec = _spec(specs.BoundedArray((84, 84, 4), np.uint8, 0, 255))
     config = torso.TorsoConfig(kind=kind, hidden=(32,))
