@@ -1,11 +1,12 @@
 """Weak scaling: what crosses devices in an update, exactly, and what the plan says of 8 to 2048 chips.
 
-    python benchmarks/scaling.py [devices chips peaks] [--agent muesli] [--env atari_jax/pong] [--kinds v5e v5p] [--out DIR]
+    python benchmarks/scaling.py [devices processes chips peaks] [--agent muesli] [--env atari_jax/pong] [--kinds v5e] [--out DIR]
 
 * devices: 1, 2, 4 and 8 simulated devices, each with as many environments as the preset has. FLOPs of a device, and number
   and bytes of the collectives of an update, as counted in the program and as XLA compiled it, are exact. Times are of simulated
   devices, which share this machine's cores: `ideal` is one device's speed, which sharing without loss would keep, and the shape
   is all they say.
+* processes: the same with 1, 2 and 4 processes of one device each, as hosts are, which reduce over loopback.
 * chips: `podracer plan` for 8 to 2048 chips: memory of a chip as XLA lays it out, collectives, the bound on agent steps/s.
   Needs libtpu; no TPU.
 * peaks: the model of `podracer.aot.roofline` where it can be measured. The peaks of this device, from a large matrix product
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 _DEVICES = (1, 2, 4, 8)
+_PROCESSES = (1, 2, 4)
 _CHIPS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _PEAK_PROGRAMS = (
     ("impala", "catch", ()),
@@ -38,14 +40,14 @@ _PEAK_PROGRAMS = (
 Row = Mapping[str, Any]
 
 
-def build(agent: str, env: str, settings: Sequence[str], num_devices: int) -> Any:
-    """Anakin with the preset's environments on every device."""
+def build(agent: str, env: str, settings: Sequence[str], num_devices: int, num_hosts: int = 1) -> Any:
+    """Anakin with the preset's environments on every device. num_devices: of each host."""
     from podracer import config
     from podracer.launch import job as jobs
 
-    request = jobs.Request(runtime="anakin", agent=agent, env=env, settings=settings, devices=num_devices)
+    request = jobs.Request(runtime="anakin", agent=agent, env=env, settings=settings, devices=num_devices, hosts=num_hosts)
     job, preset = jobs.new_job(request)
-    job = config.override(job, {"anakin.num_envs": num_devices * job.anakin.num_envs})
+    job = config.override(job, {"anakin.num_envs": num_hosts * num_devices * job.anakin.num_envs})
     return jobs.make_runtime(job, jobs.build(job), preset, None)
 
 
@@ -74,12 +76,15 @@ def update_seconds(runtime: Any, seconds: float, rounds: int) -> float:
 
 
 def on_devices(agent: str, env: str, settings: Sequence[str], num_devices: int, seconds: float, rounds: int) -> Row:
-    """One case of `devices`, in a process that has as many."""
+    """One case of `devices`, in a process that has as many, or of `processes`, in one of those."""
+    from podracer import hosts
+
+    host = hosts.join()
     import jax
 
     from podracer.aot import compiled, cost
 
-    runtime = build(agent, env, settings, num_devices)
+    runtime = build(agent, env, settings, num_devices // host.num, host.num)
     traced = runtime.trace()["updates"]
     _, update = cost.count_loop(traced.jaxpr)
     messages = compiled.compile_traced(traced).messages
@@ -98,21 +103,41 @@ def on_devices(agent: str, env: str, settings: Sequence[str], num_devices: int, 
     }
 
 
-def weak_scaling(options: argparse.Namespace) -> list[Row]:
-    """`devices`: each number of devices in a process of its own."""
+def weak_scaling(options: argparse.Namespace, processes: bool = False) -> list[Row]:
+    """`devices`: each number of devices in a process of its own; or `processes`, with one device in each."""
     rows: list[Row] = []
-    for num_devices in _DEVICES:
-        flags = f"--xla_force_host_platform_device_count={num_devices}"
+    for num_devices in _PROCESSES if processes else _DEVICES:
+        flags = f"--xla_force_host_platform_device_count={1 if processes else num_devices}"
         command = [sys.executable, __file__, "--one", str(num_devices), "--agent", options.agent, "--env", options.env]
         command += ["--seconds", str(options.seconds), "--rounds", str(options.rounds)]
         command += [word for setting in options.settings for word in ("--set", setting)]
         environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        row = json.loads(done.stdout.splitlines()[-1])
+        group = [dict(environment)]
+        if processes:
+            group = _group(environment, num_devices)
+        started = [subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True) for own in group]
+        outputs = [process.communicate()[0] for process in started]
+        if any(process.returncode for process in started):
+            raise SystemExit(f"{' '.join(command)} failed")
+        row = json.loads(outputs[0].splitlines()[-1])
         row["ideal"] = rows[0]["agent_steps_per_second"] if rows else row["agent_steps_per_second"]
         rows.append(row)
-        print(json.dumps({"benchmark": "scaling devices", "agent": options.agent, "env": options.env, **row}), flush=True)
+        case = "processes" if processes else "devices"
+        print(json.dumps({"benchmark": f"scaling {case}", "agent": options.agent, "env": options.env, **row}), flush=True)
     return rows
+
+
+def on_processes(options: argparse.Namespace) -> list[Row]:
+    """`processes`."""
+    return weak_scaling(options, processes=True)
+
+
+def _group(environment: Mapping[str, str], num: int) -> list[dict[str, str]]:
+    """The environments of processes that join each other, as a launcher sets them."""
+    from podracer.launch.cluster.processes import free_port
+
+    common = {**environment, "PODRACER_HOSTS": str(num), "PODRACER_COORDINATOR": f"127.0.0.1:{free_port('127.0.0.1')}"}
+    return [{**common, "PODRACER_HOST": str(index)} for index in range(num)]
 
 
 def on_chips(options: argparse.Namespace) -> list[Row]:
@@ -224,7 +249,7 @@ def write_figure(results: Mapping[str, Sequence[Row]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in ("devices", "chips") if name in results]
+    names = [name for name in ("devices", "processes", "chips") if name in results]
     if not names:
         return
     figure = Figure(figsize=(5 * len(names), 7), layout="constrained")
@@ -232,19 +257,17 @@ def write_figure(results: Mapping[str, Sequence[Row]], path: Path) -> None:
     axes = figure.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
         speed, bytes_of = axes[0][column], axes[1][column]
-        speed_key = "agent_steps_per_second" if name == "devices" else "bound_steps_per_second"
+        speed_key = "bound_steps_per_second" if name == "chips" else "agent_steps_per_second"
         kinds = sorted({row.get("topology", "").partition("-")[0] for row in results[name]})
         for kind in kinds:
             rows = [row for row in results[name] if row.get("topology", "").startswith(kind)]
-            counts = [row[name] for row in rows]
+            counts = [row["chips" if name == "chips" else "devices"] for row in rows]
             speed.plot(counts, [row[speed_key] for row in rows], marker="o", label=kind or "measured")
             bytes_of.plot(counts, [row["bytes_reduced"] / 1e6 for row in rows], marker="o", label=kind or "counted")
-        if name == "devices":
+        if name != "chips":
             speed.plot(counts, [row["ideal"] for row in rows], linestyle="--", color="grey", label="shared cores, no loss")
         title = (
-            "simulated devices of one machine: shape only"
-            if name == "devices"
-            else "bound by published peaks: no chip measured"
+            "simulated devices of one machine: shape only" if name != "chips" else "bound by published peaks: no chip measured"
         )
         speed.set(xscale="log", yscale="log", ylabel="agent steps/s", title=title)
         bytes_of.set(xscale="log", xlabel=name, ylabel="MB reduced in an update, of a device")
@@ -265,7 +288,7 @@ def _text(value: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=["devices", "chips", "peaks", []], default=[])
+    parser.add_argument("cases", nargs="*", choices=["devices", "processes", "chips", "peaks", []], default=[])
     parser.add_argument("--agent", default="muesli")
     parser.add_argument("--env", default="atari_jax/pong")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
@@ -279,7 +302,7 @@ def main() -> None:
         row = on_devices(options.agent, options.env, options.settings, options.one, options.seconds, options.rounds)
         print(json.dumps(row), flush=True)
         return
-    makers = {"devices": weak_scaling, "chips": on_chips, "peaks": against_the_bound}
+    makers = {"devices": weak_scaling, "processes": on_processes, "chips": on_chips, "peaks": against_the_bound}
     results = {name: makers[name](options) for name in options.cases or makers}
     options.out.mkdir(parents=True, exist_ok=True)
     write_tables(results, options.out / "scaling.md")
