@@ -1,6 +1,6 @@
 """Weak scaling: what crosses devices in an update, exactly, and what the plan says of 8 to 2048 chips.
 
-    python benchmarks/scaling.py [devices processes chips peaks] [--agent muesli] [--env atari_jax/pong] [--kinds v5e] [--out DIR]
+    python benchmarks/scaling.py [devices processes chips peaks] [--agent muesli] [--env atari_jax/pong] [--out DIR]
 
 * devices: 1, 2, 4 and 8 simulated devices, each with as many environments as the preset has. FLOPs of a device, and number
   and bytes of the collectives of an update, as counted in the program and as XLA compiled it, are exact. Times are of simulated
