@@ -4,31 +4,37 @@
 
 The default job is `launch sebulba --agent impala --env gymnasium/CartPole-v1 --hosts 2`: two learners, a Reverb server beside
 each, and two processes of actors, all under a local Ray of two simulated hosts. Kinds: `learner`, `actor`, `server` (Reverb),
-`agent` (the Ray actor that holds a host's processes) and `node` (the raylet, and so a whole simulated host). After every start a
-random time passes before the next SIGKILL; what it hits is chosen at random among those of the kind whose turn it is. Prints one
-JSON line: kills by kind, generations, actors that were started again, seconds from a kill to the next update, updates that were
-lost with each, processes that are left at the end, exit code, and the evaluation.
+`agent` (the Ray actor that holds a host's processes) and `node` (the raylet, and so a whole simulated host). Between recovery
+and the next SIGKILL a random time passes; what it hits is chosen at random among those of the kind whose turn it is. Prints one
+JSON line: for each kill the seconds until its victim was replaced and learners made updates again (a replaced actor is told
+of every 5 s), and the updates that must be made again; restarts with their reasons; processes that are left; exit code;
+evaluation.
 """
 
 import argparse
+import functools
 import json
 import random
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from podracer.checkpoint import GENERATION_FILE, newest_generation
 from podracer.launch.cluster import record
 from podracer.metrics.log import read_rows
 
 KINDS = ("learner", "actor", "server", "agent", "node")
-_JOB = "launch sebulba --agent impala --env gymnasium/CartPole-v1 --hosts 2 --set checkpoint_seconds=5".split()
+_GANG = ("learner", "agent", "node")  # all learners start again
+_NUM_HOSTS = 2
+_JOB = ["launch", "sebulba", "--agent", "impala", "--env", "gymnasium/CartPole-v1"]
+_JOB += ["--hosts", str(_NUM_HOSTS), "--set", "checkpoint_seconds=5"]
 _PATIENCE_SECONDS = 240.0
 
 
@@ -65,17 +71,54 @@ def num_updates(run_dir: Path) -> int:
     return int(rows[-1]["num_updates"]) if rows else 0
 
 
-def wait_for_update(run_dir: Path, launcher: subprocess.Popen[bytes], after: float) -> float | None:
-    """Seconds until metrics have a row that is younger than `after`; None where the job ended first."""
+def resumed_after(run_dir: Path) -> int:
+    """The update from which the newest generation went on, by what its first learner said."""
+    text = (run_dir / "cluster" / "learner-0.log").read_text()
+    said = re.findall(r"resumed after update ([\d,]+)|(no checkpoint was saved)", text)
+    return int(said[-1][0].replace(",", "") or 0) if said else 0
+
+
+def works(run_dir: Path, generation: int) -> bool:
+    """Whether a generation younger than `generation` has made an update: its progress file is made anew by the first one."""
+    begun, progress = run_dir / GENERATION_FILE, run_dir / "cluster" / "progress-0"
+    if newest_generation(run_dir) <= generation or not progress.exists():
+        return False
+    return progress.stat().st_mtime > begun.stat().st_mtime
+
+
+def strike(run_dir: Path, kind: str, victim: psutil.Process, launcher: subprocess.Popen[bytes]) -> dict[str, float] | None:
+    """Kills a process, and waits until it is there again and learners go on; None where the job ended first."""
+    generation, reached = newest_generation(run_dir), num_updates(run_dir)
+    before = reached
+
+    def back() -> bool:
+        nonlocal reached
+        if kind in _GANG:
+            if newest_generation(run_dir) == generation:  # learners may go on for some time before anybody notices
+                reached = max(reached, num_updates(run_dir))
+            return works(run_dir, generation)
+        now = {process.pid for process in victims(run_dir, kind)}
+        return len(now) == _NUM_HOSTS and victim.pid not in now and num_updates(run_dir) > before
+
+    print(f"--- kill: {kind} {victim.pid}, after {before:,} updates", file=sys.stderr, flush=True)
+    victim.kill()
+    seconds = wait(back, launcher, run_dir)
+    if seconds is None:
+        return None
+    lost = max(reached - resumed_after(run_dir), 0) if kind in _GANG else 0
+    return {"seconds": round(seconds, 1), "updates_lost": lost}
+
+
+def wait(condition: Callable[[], object], launcher: subprocess.Popen[bytes], run_dir: Path) -> float | None:
+    """Seconds until it holds; None where the job ended first."""
     start = time.monotonic()
-    while launcher.poll() is None:
-        path = run_dir / "metrics.jsonl"
-        if path.exists() and path.stat().st_mtime > after and read_rows(run_dir):
-            return time.monotonic() - start
+    while not condition():
+        if launcher.poll() is not None:
+            return None
         if time.monotonic() - start > _PATIENCE_SECONDS:
-            raise SystemExit(f"no update for {_PATIENCE_SECONDS:.0f} s: see {run_dir}")
+            raise SystemExit(f"nothing went on for {_PATIENCE_SECONDS:.0f} s: see {run_dir}")
         time.sleep(0.2)
-    return None
+    return time.monotonic() - start
 
 
 def left(run_dir: Path) -> int:
@@ -84,10 +127,13 @@ def left(run_dir: Path) -> int:
     own = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
-            words = [*process.cmdline(), *process.environ().values()]
+            command = process.cmdline()
+            words = [*command, *process.environ().values()]
         except (psutil.Error, OSError):
             continue
-        count += process.pid not in own and any(mark in word for word in words)
+        if process.pid not in own and any(mark in word for word in words):
+            count += 1
+            print(f"left: {process.pid} {' '.join(command)[:200]}", file=sys.stderr)
     return count
 
 
@@ -104,36 +150,23 @@ def main() -> None:
     chance, start = random.Random(options.seed), time.monotonic()
     command = [sys.executable, "-m", "podracer.launch.cli", *options.job, "--run-dir", str(run_dir)]
     launcher = subprocess.Popen(command, stdout=sys.stderr)
-    kills: dict[str, int] = dict.fromkeys(options.kinds, 0)
-    recovery: list[float] = []
-    lost: list[int] = []
-    mark = time.time()
-    for turn in range(options.kills):
-        kind = options.kinds[turn % len(options.kinds)]
-        if wait_for_update(run_dir, launcher, mark) is None:
-            break
-        time.sleep(chance.uniform(*options.seconds))
-        deadline = time.monotonic() + 60
-        while not (found := victims(run_dir, kind)) and time.monotonic() < deadline and launcher.poll() is None:
-            time.sleep(0.2)
-        if not found or launcher.poll() is not None:
-            print(f"no {kind} was there to kill", file=sys.stderr)
-            continue
-        before = num_updates(run_dir)
-        victim = chance.choice(found)
-        print(f"--- kill {turn + 1}: {kind} {victim.pid}, after {before:,} updates", file=sys.stderr)
-        mark = time.time()
-        victim.kill()
-        kills[kind] += 1
-        seconds = wait_for_update(run_dir, launcher, mark + 1.5)  # rows that were under way do not count
-        if seconds is not None:
-            recovery.append(seconds)
-            lost.append(max(before - num_updates(run_dir), 0))
-    code = launcher.wait()
+    kills: dict[str, list[dict[str, float]]] = {kind: [] for kind in options.kinds}
+    try:
+        wait(lambda: works(run_dir, 0), launcher, run_dir)
+        for turn in range(options.kills):
+            kind = options.kinds[turn % len(options.kinds)]
+            time.sleep(chance.uniform(*options.seconds))
+            wait(functools.partial(victims, run_dir, kind), launcher, run_dir)
+            if found := victims(run_dir, kind):
+                came = strike(run_dir, kind, chance.choice(found), launcher)
+                if came is not None:
+                    kills[kind].append(came)
+        code = launcher.wait()
+    finally:
+        launcher.kill()
     time.sleep(2.0)
     state: dict[str, Any] = record.read(run_dir) or {}
     summary = json.loads((run_dir / "summary.json").read_text()) if (run_dir / "summary.json").exists() else {}
-    restarts = state.get("restarts", [])
     print(
         json.dumps(
             {
@@ -141,10 +174,7 @@ def main() -> None:
                 "job": options.job,
                 "kills": kills,
                 "generations": state.get("generation"),
-                "actors_restarted": sum(entry["what"] != "all" for entry in restarts),
-                "recovery_seconds_median": round(statistics.median(recovery), 1) if recovery else None,
-                "recovery_seconds_max": round(max(recovery), 1) if recovery else None,
-                "updates_lost": lost,
+                "restarts": [entry["reason"][:80] for entry in state.get("restarts", [])],
                 "processes_left": left(run_dir),
                 "exit_code": code,
                 "eval_return_mean": summary.get("eval_return_mean"),

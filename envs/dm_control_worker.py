@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ _NO_RENDERER = "off"
 
 @dataclasses.dataclass(frozen=True)
 class DmControlConfig:
-    """Options of `dm_control/<domain>_<task>`.
+    """Options of `dm_control/<domain>_<task>` and, where they say so, of `dm_control/maze_<goal>_goal`.
 
     observation: `states`, all of the task's observations as one vector `[n]` float32; `dict`, the same by name;
       `pixels`, `[height, width, 3]` uint8; `depth`, `[height, width, 1]` float32 metres from the camera, at most `far`.
@@ -25,6 +26,9 @@ class DmControlConfig:
     action_repeat: control steps of an agent step; rewards are added.
     max_steps: time limit in agent steps; 0 keeps the task's own.
     num_workers: processes; 0 is one per core.
+
+    Mazes read height, width, action_repeat, max_steps and num_workers, and, as `envs/nav/config.py` explains them, maze,
+    maze_seed and depth_input. What they observe and label is fixed.
     """
 
     observation: Literal["states", "dict", "pixels", "depth"] = "states"
@@ -36,6 +40,9 @@ class DmControlConfig:
     action_repeat: int = 1
     max_steps: int = 0
     num_workers: int = 0
+    maze: Literal["mini", "small", "large", "i_maze"] = "mini"
+    maze_seed: int = 0
+    depth_input: bool = False
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.action_repeat) < 1 or self.far <= 0:
@@ -147,11 +154,16 @@ def make(number: int, seed: int, domain: str, task: str, config: DmControlConfig
     if not config.renders:
         os.environ.setdefault("MUJOCO_GL", _NO_RENDERER)  # else dm_control opens a display, or complains that there is none
         return DmControlEnvironment(load(domain, task, seed), config)
+    return DmControlEnvironment(that_renders(lambda: load(domain, task, seed)), config)
+
+
+def that_renders(build: Callable[[], Any]) -> Any:
+    """What `build` makes, an environment of dm_control. Raises RuntimeError where it cannot render."""
     backend = os.environ.setdefault("MUJOCO_GL", "egl")  # before dm_control is imported
     try:
-        env = load(domain, task, seed)
+        env = build()
         env.physics.render(8, 8)
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL lacks an attribute where the library is missing
         hint = "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa"
         raise RuntimeError(f"cannot render with MUJOCO_GL={backend} ({' '.join(str(error).split())}): {hint}") from error
-    return DmControlEnvironment(env, config)
+    return env

@@ -78,27 +78,74 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The agents of the paper (figure 2) and its ablation, as settings over a preset that leaves these alone."""
 
+# Depth to the power 10 is for a depth that is near 1 almost everywhere. Ours is proportional to distance: to the power 10, and
+# with the mazes' own max_depth, all pixels would be in the first band and there would be nothing to tell.
+_DEPTH: Mapping[str, Any] = {"env.max_depth": 3.0, "agent.depth_power": 1.0}
 _SMALL: Mapping[str, Any] = {
+    **_DEPTH,
     "env.maze": "mini",
-    "agent.reward_lstm": 16,
-    "agent.lstm": 64,
     "agent.depth_hidden": (64,),
-    "agent.unroll_length": 25,
     "agent.learning_rate": 1e-3,
     "agent.entropy_cost": 0.02,
 }
 
 PRESETS: Mapping[str, Preset] = {
-    # A picture of 4 x 16 pixels: the smallest in which walls, fruit and goal still differ.
+    # A picture of 4 x 16 pixels: enough to tell walls, fruit and goal apart, and far fewer than a convolution needs.
     "nav/ray_maze": Preset(
-        num_steps=5_000_000,
+        num_steps=15_000_000,
         overrides={
             **_SMALL,
             "env.height": 4,
             "env.width": 16,
             "agent.torso.kind": "mlp",
-            "agent.torso.hidden": (64,),
+            "agent.torso.hidden": (32,),
+            "agent.reward_lstm": 8,
+            "agent.lstm": 32,
+            "agent.unroll_length": 25,
+            "agent.max_gradient_norm": 1.0,
             "anakin.num_envs": 64,
+        },
+    ),
+    # Doom is what takes the time: few environments make many updates of its steps.
+    "nav/vizdoom_maze": Preset(
+        num_steps=400_000,
+        overrides={
+            **_SMALL,
+            "env.height": 32,
+            "env.width": 32,
+            "agent.torso.kind": "a3c",
+            "agent.torso.hidden": (64,),
+            "agent.reward_lstm": 16,
+            "agent.lstm": 64,
+            "agent.unroll_length": 20,
+            "anakin.num_envs": 16,
+            "sebulba.threads": 1,
+        },
+    ),
+    # Sizes, weights and budget of the paper, for accelerators. It samples learning rate, entropy and betas anew for each run;
+    # these are of its ranges. loss_scale: it sums over the time steps of an unroll.
+    "paper": Preset(
+        num_steps=25_000_000,
+        overrides={
+            **_DEPTH,
+            "env.maze": "small",
+            "env.height": 84,
+            "env.width": 84,
+            "env.action_repeat": 4,
+            "agent.torso.kind": "a3c",
+            "agent.torso.hidden": (256,),
+            "agent.reward_lstm": 64,
+            "agent.lstm": 256,
+            "agent.beta_d1": 3.33,
+            "agent.beta_d2": 1.0,
+            "agent.beta_l": 1.0,
+            "agent.unroll_length": 50,
+            "agent.loss_scale": 50.0,
+            "agent.entropy_cost": 1e-3,
+            "agent.optimizer": "rmsprop",
+            "agent.epsilon": 0.1,
+            "agent.learning_rate": 5e-4,
+            "anakin.num_envs": 32,
         },
     ),
 }

@@ -18,6 +18,7 @@ from podracer.agents.nav.networks import encoder_input
 from podracer.checkpoint import tree_sha256
 from podracer.config import JobConfig, override
 from podracer.environment import JaxEnvironment
+from podracer.launch import job as jobs
 from podracer.nets.torso import TorsoConfig
 from podracer.plan import make_plan
 from podracer.runtimes.anakin import Anakin
@@ -416,3 +417,21 @@ def test_memory_learns_what_the_encoder_cannot_know(anakin):
     _, learned = forgetful.run(state, 20)
     assert learned["episode_return"] < 0.4
     assert learned["position_accuracy"] < 0.75
+
+
+@pytest.mark.slow
+def test_it_learns_its_way_through_a_maze():
+    """Nav as its preset has it, for a few percent of the budget; the control goes round at random."""
+    learned, control = found_on_the_way(400), found_on_the_way(100, "agent.learning_rate=0")
+    assert learned > 2 * control > 0
+
+
+def found_on_the_way(num_updates, *settings):
+    """Mean return of the training episodes of the last fifth of the updates."""
+    request = jobs.Request(runtime="anakin", agent="nav", env="nav/ray_maze", devices=1, settings=settings)
+    parts = jobs.build(jobs.new_job(request)[0])
+    runtime = Anakin(parts.agent, parts.environment, parts.plan)
+    state, _ = runtime.run(runtime.init(), num_updates - num_updates // 5)
+    _, metrics = runtime.run(state, num_updates // 5)
+    assert metrics["finite"].all()
+    return float(metrics["episode_return"][0])

@@ -6,18 +6,21 @@ from podracer import registry
 from podracer.launch import job as jobs
 
 ENVIRONMENTS = {
+    "paper": "nav/ray_maze",
     "paper_atari": "atari/pong",
     "paper_reanalyse": "atari/pong",
     "paper_board": "pgx/go_9x9",
     "r2d2_pong": "atari/pong",
     "r2d2_portal_choice": "hindsight/portal_choice",
 }
-AGENTS = ("cca", "himo", "impala", "muesli", "muzero", "r2d2")
+AGENTS = ("cca", "himo", "impala", "muesli", "muzero", "nav", "r2d2")
 CASES = [(agent, name) for agent in AGENTS for name in sorted(registry.agent_class(agent).presets())]
 
 
 @pytest.mark.parametrize(("agent", "name"), CASES)
 def test_a_preset_makes_a_job(agent: str, name: str) -> None:
+    if name.startswith("nav/vizdoom"):
+        pytest.importorskip("vizdoom", reason="ViZDoom is missing: pip install 'podracer-rl[vizdoom]'")
     job, taken = jobs.new_job(jobs.Request("anakin", agent, ENVIRONMENTS.get(name, name), preset=name))
     assert taken == name
     parts = jobs.build(job)

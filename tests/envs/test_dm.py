@@ -1,17 +1,25 @@
 """Any dm_env.Environment, named on the command line: its specs, its time steps, and what is refused."""
 
+import json
+import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import dm_env
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from dm_env import specs
 
 from podracer import dm, registry, types
 from podracer.contract import check_stream
-from podracer.environment import Unsupported
+from podracer.environment import EnvironmentFailed, Unsupported
+from podracer.envs.dm_control_worker import DmControlConfig
+from podracer.envs.nav import mazes, raycast
 from podracer.processes import ProcessEnvironment
 
 TIMEOUT = 120.0
@@ -67,9 +75,9 @@ def module(tmp_path, monkeypatch):
     return name
 
 
-def play(environment, actions, seed=0):
+def play(environment, actions, first_env=0):
     """Time steps, each `[B, ...]`, of `actions` `[T, B, ...]`."""
-    host, dtype = environment.host(len(actions[0]), seed), environment.spec.action.dtype
+    host, dtype = environment.host(len(actions[0]), 0, first_env), environment.spec.action.dtype
     try:
         return [host.reset(TIMEOUT)] + [host.step(np.asarray(action, dtype), TIMEOUT) for action in actions]
     finally:
@@ -155,3 +163,108 @@ def test_the_environment_of_the_docs(tmp_path, monkeypatch):
     assert frozen.any()
     assert (stream.discount[frozen] == 0).all()
     assert issubclass(__import__("my_dm_env").Thermostat, dm_env.Environment)
+
+
+MAZE = """
+import json, sys
+import numpy as np
+from podracer.envs import dm_control_maze
+from podracer.envs.nav.config import NavConfig
+from podracer.envs.nav.mazes import centre
+
+env = dm_control_maze.make(0, 3, NavConfig(maze="mini", num_apples=0, num_strawberries=0, height=16, width=16).resolved())
+assert "jax" not in sys.modules
+print(env.env.action_spec().minimum.tolist(), env.env.action_spec().maximum.tolist(), file=sys.stderr)
+told = []
+
+def tell(observation, reward=0.0, *rest):
+    tree = {"velocity": observation["velocity"], "seen": observation["rgb"].std(), "reward": reward, **env.aux()}
+    told.append({name: np.asarray(value).tolist() for name, value in tree.items()})
+
+def warp(square, heading):
+    x, y = centre(square, env._num_columns, np)
+    rows, columns = env._layout.walls.shape
+    half = -heading / 2
+    place = [2 * (x - columns / 2), 2 * (rows / 2 - y), 0.0]
+    env._task._walker.set_pose(env.env.physics, place, [np.cos(half), 0, 0, np.sin(half)])
+    env.env.physics.data.qvel[:] = 0
+    env.env.physics.forward()
+    env._journey.arrive(env._pose())
+
+tell(env.reset())
+free = [square for square in np.flatnonzero(~env._layout.walls.reshape(-1)) if square != env._task.goal]
+corridor = next(s for s in free if s + 1 in free and s + 2 in free)
+for _ in range(2):
+    warp(corridor, 0.0)
+    for _ in range(5):
+        tell(*env.step(np.array([-1.0, 0.0])))
+warp(corridor, 1.0)
+tell(env._observe())
+for _ in range(3):
+    tell(*env.step(np.array([0.0, 1.0])))
+warp(env._task.goal, 0.0)
+tell(*env.step(np.array([0.0, 0.0])))
+tell(*env.step(np.array([0.0, 0.0])))
+told.append({"render": env.render().shape})
+print(json.dumps(told))
+"""
+
+
+def test_the_maze_arena_sees_labels_and_pays_as_the_mazes_of_nav():
+    environ = {"MUJOCO_GL": "egl", **os.environ}
+    run = subprocess.run([sys.executable, "-c", MAZE], capture_output=True, text=True, timeout=TIMEOUT, env=environ)
+    if run.returncode and "cannot render with MUJOCO_GL" in run.stderr:
+        pytest.skip(run.stderr.strip().splitlines()[-1])
+    assert run.returncode == 0, run.stderr
+    assert "[-1.0, -1.0] [1.0, 1.0]" in run.stderr
+    *steps, picture = json.loads(run.stdout)
+    layout = mazes.fixed("mini", 0, 0.1)
+    goal = int(mazes.fixed_things(layout, 0, 0).goal)
+    first, forward, again, turning, (found, after) = steps[0], steps[1:6], steps[6:11], steps[11:15], steps[15:]
+
+    x, y, heading = first["pose"]
+    assert (x % 1, y % 1) == pytest.approx((0.5, 0.5), abs=1e-3)
+    assert first["position"] == int(y) * layout.walls.shape[1] + int(x) != goal
+    assert not layout.walls[int(y), int(x)]
+    grid, sphere = raycast.pack(layout.walls), mazes.centre(goal, layout.walls.shape[1], np)
+    things = raycast.Things(position=jnp.asarray(sphere)[None], seen=jnp.ones(1, bool), kind=np.zeros(1, int))
+    for step in (first, forward[0], turning[0], found, after):
+        x, y, heading = step["pose"]
+        truth = raycast.depth_band(grid, things, jnp.array([x, y]), jnp.float32(heading), (4, 16), 1.0, 0.5)
+        error = np.abs(np.array(step["depth"]) * 8 - np.minimum(truth, 8))[2:]  # above, there is the sky and no ceiling
+        assert np.mean(error < 0.1) > 0.85  # the others lie across an edge, or on the goal
+        assert step["seen"] > 3
+
+    assert [step["reward"] for step in steps] == [0] * 15 + [10, 0]
+    assert forward[-1]["velocity"][1] > 0.05
+    assert abs(forward[-1]["velocity"][0]) < 0.02
+    assert forward[-1]["pose"][0] - forward[0]["pose"][0] == pytest.approx(sum(s["velocity"][1] for s in forward[1:]), abs=1e-3)
+    np.testing.assert_allclose(again[-1]["velocity"], forward[-1]["velocity"], atol=2e-3)
+    assert turning[-1]["velocity"][5] > 0.05
+    turned = turning[0]["pose"][2] + sum(s["velocity"][5] for s in turning[1:]) - turning[-1]["pose"][2]
+    assert math.cos(turned) == pytest.approx(1.0, abs=1e-3)
+    assert found["position"] != goal
+    assert [first["goals"], found["goals"], after["goals"]] == [0, 1, 1]
+    assert found["velocity"] == [0] * 6
+    assert math.dist(found["pose"][:2], after["pose"][:2]) < 0.05
+    assert picture["render"][0] == 336
+
+
+def test_the_maze_arena_on_the_host():
+    found = registry.env("dm_control/maze_random_goal")
+    environment = found.make(DmControlConfig(num_workers=1, max_steps=3, height=16, width=24, depth_input=True))
+    try:
+        actions = np.linspace(-1, 1, 24).reshape(6, 2, 2)
+        steps, alone = play(environment, actions), play(environment, actions[:, 1:], first_env=1)
+    except EnvironmentFailed as error:
+        if "cannot render with MUJOCO_GL" not in str(error):
+            raise
+        pytest.skip(str(error))
+    stream, again = (jax.tree.map(lambda *leaves: np.stack(leaves), *each) for each in (steps, alone))
+    check_stream(environment.spec, stream, 3)
+    assert stream.observation["depth"].shape == (7, 2, 16, 24, 1)
+    assert (stream.step_type[3] == types.LAST).all()
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:, 1:], y), stream, again)
+    assert len(set(stream.aux["position"][[0, 4]].reshape(-1).tolist())) > 1
+    with pytest.raises(Unsupported, match=r"leave env\.observation"):
+        found.make(DmControlConfig(observation="pixels"))

@@ -41,6 +41,7 @@ CASES = {
     "envpool/FrozenLake-v1": {},
     "envpool/MiniGrid-Empty-5x5-v0": {"env.max_steps": 7},
     "envpool/CheetahRun-v1": {"env.max_steps": 7, "env.batch_size": 2},
+    "nav/vizdoom_maze": {"env.maze": "mini", "env.max_steps": 7, "env.height": 24, "env.width": 24, "env.num_workers": 1},
 }
 
 
@@ -92,6 +93,8 @@ def same(one, two):
 
 @pytest.mark.parametrize("name", CASES)
 def test_contract(name):
+    if name == "nav/vizdoom_maze":
+        pytest.importorskip("vizdoom", reason="ViZDoom is missing: pip install 'podracer-rl[vizdoom]'")
     environment = make(name, CASES[name])
     noise = np.repeat(noise_for(environment, seed=1, num_envs=1), NUM_ENVS, axis=1)
     seen = stream(environment, noise, seed=3)
