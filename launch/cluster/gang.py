@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from podracer.launch.cluster.places import Places, Seat, SeatLost
+from podracer.launch.cluster.places import NoRoom, Places, Seat, SeatLost
 from podracer.launch.cluster.processes import Report
 from podracer.launch.cluster.record import Record
 from podracer.launch.signals import Stopped, StopRequests
@@ -55,10 +55,15 @@ class GaveUp(Exception):
 
 @dataclasses.dataclass
 class _Actor:
-    """A process of actors. starts: how often it was started. due: the time of its next start where it does not run."""
+    """A process of actors.
+
+    running: whether it was started in its seat, which may still be waited for. starts: how often it was started. due: the time
+    of its next start where it has no seat.
+    """
 
     number: int
     seat: Seat | None = None
+    running: bool = False
     starts: int = 0
     due: float = 0.0
     since: float = 0.0
@@ -113,6 +118,7 @@ class Gang:
                 saved = self._newest_checkpoint()
                 self._record.tell("starting" if not failures else "restarting", {})
                 try:
+                    self._seats = self._wait_for_seats()
                     code = self._generation()
                     end = "failed" if code else "done"
                     return code
@@ -135,11 +141,25 @@ class Gang:
             self._record.tell(end, {})
             self._record.close()
 
+    def _wait_for_seats(self) -> list[Seat]:
+        """A seat on each host, however long that takes: hosts that were preempted may be hours away."""
+        said = ""
+        while True:
+            try:
+                return self._places.seats(self._policy.num_hosts)
+            except NoRoom as missing:
+                if str(missing) != said:
+                    said = str(missing)
+                    self._say(f"podracer: waiting for hosts: {said}")
+            except SeatLost as lost:
+                raise _Failed(str(lost)) from lost
+            self._record.tell("starting", {})
+            self._sleep(self._policy.pause_seconds)
+
     def _generation(self) -> int:
         """One generation from start to end. Raises _Failed, Stopped."""
         number = self._record.next_generation()
         try:
-            self._seats = self._places.seats(self._policy.num_hosts)
             coordinator = f"{self._seats[0].address}:{self._seats[0].free_port()}"
             self._joining = []
             for index, seat in enumerate(self._seats):
@@ -236,21 +256,38 @@ class Gang:
     # Actors.
 
     def _keep_actors(self) -> None:
-        """Starts actors that are missing, once the learners work."""
-        if self._actor_command is None or not self._learners_listen():
+        """Starts actors that are missing, while the learners work."""
+        if self._actor_command is None or not self._learners_listen() or self._learned():
             return
         self._scale()
         for actor in self._actors:
-            if actor.seat is None:
-                self._start_actor(actor)
-                continue
             try:
-                report = self._report(actor.name, actor.seat)
-                reason = None if report.code is None else f"ended ({report.code}){_last_words(report.tail)}"
-            except _Failed as failed:
-                reason = str(failed)
+                reason = self._look_at(actor)
+            except (SeatLost, _Failed) as lost:
+                reason = str(lost)
             if reason is not None:
                 self._lose_actor(actor, reason)
+
+    def _look_at(self, actor: _Actor) -> str | None:
+        """Starts an actor that does not run, as soon as it is due and has a seat. Why it ended, if it did."""
+        assert self._actor_command is not None
+        if actor.seat is None:
+            if time.monotonic() >= actor.due:
+                actor.seat = self._places.spare()
+            return None
+        if not actor.running:
+            if actor.seat.ready():
+                joining = self._joining[actor.number % len(self._joining)]
+                actor.seat.start(actor.name, self._actor_command(joining, actor.number), {})
+                actor.running, actor.starts, actor.since = True, actor.starts + 1, time.monotonic()
+            return None
+        report = self._report(actor.name, actor.seat)
+        return None if report.code is None else f"ended ({report.code}){_last_words(report.tail)}"
+
+    def _learned(self) -> bool:
+        """Whether a learner has made its last update, and so sends actors away."""
+        reports = [self._reports[_learner(index)] for index in range(len(self._seats))]
+        return any(report.code == 0 or (report.idle is not None and report.idle < 0) for report in reports)
 
     def _learners_listen(self) -> bool:
         """Whether all learners' servers are there: by what they said, once."""
@@ -258,18 +295,6 @@ class Gang:
             if any(LISTENING in line for line in self._reports[_learner(index)].tail):
                 self._listening.add(index)
         return len(self._listening) == len(self._seats)
-
-    def _start_actor(self, actor: _Actor) -> None:
-        assert self._actor_command is not None
-        if time.monotonic() < actor.due:
-            return
-        try:
-            actor.seat = self._places.spare()
-            joining = self._joining[actor.number % len(self._joining)]
-            actor.seat.start(actor.name, self._actor_command(joining, actor.number), {})
-        except SeatLost as lost:
-            return self._lose_actor(actor, str(lost))
-        actor.starts, actor.since = actor.starts + 1, time.monotonic()
 
     def _lose_actor(self, actor: _Actor, reason: str) -> None:
         if time.monotonic() - actor.since > 60.0:
@@ -279,7 +304,7 @@ class Gang:
         self._record.log(actor.name, [f"podracer: {actor.name} {reason}: starts again"])
         if actor.seat is not None:
             actor.seat.close()
-            actor.seat = None
+            actor.seat, actor.running = None, False
 
     def _scale(self) -> None:
         """As many actors as there must be, and one more or less now and then as learners wait for unrolls or do not."""
@@ -297,8 +322,9 @@ class Gang:
         elif waited < 0.02 and len(self._actors) > policy.least_actors:
             actor = self._actors.pop()
             if actor.seat is not None:
-                with contextlib.suppress(SeatLost):
-                    actor.seat.send(actor.name, signal.SIGTERM)
+                if actor.running:
+                    with contextlib.suppress(SeatLost):
+                        actor.seat.send(actor.name, signal.SIGTERM)
                 actor.seat.close()
 
     # The end.
@@ -332,7 +358,7 @@ class Gang:
     def _facts(self) -> dict[str, dict[str, object]]:
         """Node and process of each that runs."""
         running = [(_learner(index), seat) for index, seat in enumerate(self._seats)]
-        running += [(actor.name, actor.seat) for actor in self._actors if actor.seat is not None]
+        running += [(actor.name, actor.seat) for actor in self._actors if actor.seat is not None and actor.running]
         return {name: {"node": seat.node, "pid": self._reports[name].pid} for name, seat in running if name in self._reports}
 
     def _newest_checkpoint(self) -> int:

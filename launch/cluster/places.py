@@ -10,6 +10,10 @@ class SeatLost(Exception):
     """A host, or the way to it, is gone, and with it all processes that were started there."""
 
 
+class NoRoom(SeatLost):
+    """There are not as many hosts as it takes, yet: they were asked for, and whoever asks again may get them."""
+
+
 class Seat(abc.ABC):
     """A place on one host. All methods raise SeatLost.
 
@@ -18,6 +22,10 @@ class Seat(abc.ABC):
 
     address: str
     node: str
+
+    def ready(self) -> bool:
+        """Whether the host is there; until then all methods but this and `close` wait for it."""
+        return True
 
     @abc.abstractmethod
     def free_port(self) -> int:
@@ -49,15 +57,15 @@ class Places(abc.ABC):
 
     @abc.abstractmethod
     def seats(self, count: int) -> list[Seat]:
-        """Seats for the learners of a generation, each on a host of its own; waits for hosts where it must.
+        """Seats for the learners of a generation, each on a host of its own; waits some seconds for them where it must.
 
         Raises:
-          ConfigError: there will never be so many.
+          NoRoom: there are not so many hosts now. ConfigError: there will never be. SeatLost: one of them failed.
         """
 
     @abc.abstractmethod
     def spare(self) -> Seat:
-        """One more seat, for actors, on whatever host has room. Raises SeatLost where none has."""
+        """One more seat, for actors, on whatever host has room, or will have: see `Seat.ready`."""
 
     @abc.abstractmethod
     def close(self) -> None:

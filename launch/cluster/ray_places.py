@@ -8,17 +8,16 @@ import contextlib
 import logging
 import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from podracer.config import ConfigError
 from podracer.launch.cluster.local_ray import LocalRay
-from podracer.launch.cluster.places import Places, Seat, SeatLost
+from podracer.launch.cluster.places import NoRoom, Places, Seat, SeatLost
 from podracer.launch.cluster.processes import Processes, Report, free_port
 
 _CALL_SECONDS = 30.0
-_PATIENCE_SECONDS = 600.0
+_PATIENCE_SECONDS = 15.0
 _FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_")  # variables of the launcher that its processes get too
 
 
@@ -74,12 +73,22 @@ class OnRay(Places):
         """See `Places`."""
         self._replace_nodes()
         group = self._reserve(count)
-        agents = [self._make(group, index) for index in range(count)]
-        return [self._seat(agent) for agent in agents]
+        address = "127.0.0.1" if self._cluster else ""
+        seats = [RaySeat(self._ray, self._make(group, index), address) for index in range(count)]
+        try:
+            for seat in seats:
+                seat.wait()
+        except SeatLost:
+            for seat in seats:
+                seat.close()
+            raise
+        return list(seats)
 
     def spare(self) -> Seat:
         """See `Places`."""
-        return self._seat(self._agent.options(num_cpus=1, scheduling_strategy="SPREAD").remote(self._folder))
+        # Asked for until it is there: what waits in Ray is what makes a cluster grow.
+        agent = self._agent.options(num_cpus=1, scheduling_strategy="SPREAD").remote(self._folder)
+        return RaySeat(self._ray, agent, "127.0.0.1" if self._cluster else "")
 
     def close(self) -> None:
         """See `Places`."""
@@ -102,14 +111,6 @@ class OnRay(Places):
         options = {"num_cpus": cpus, "num_gpus": gpus, "resources": wanted or None, "scheduling_strategy": where}
         return self._agent.options(**options).remote(self._folder)
 
-    def _seat(self, agent: Any) -> Seat:
-        try:
-            address, node = self._ray.get(agent.where.remote(), timeout=_CALL_SECONDS)
-        except self._ray.exceptions.RayError as error:
-            self._ray.kill(agent)
-            raise SeatLost(f"Ray gave no host within {_CALL_SECONDS:.0f} s ({type(error).__name__})") from error
-        return RaySeat(self._ray, agent, "127.0.0.1" if self._cluster else address, node)
-
     def _bundle(self) -> Mapping[str, float]:
         if self._slice is None:
             return self._resources
@@ -118,23 +119,34 @@ class OnRay(Places):
 
     def _reserve(self, count: int) -> Any:
         """The placement group, once all of it is there; Ray itself moves bundles of hosts that died."""
-        if self._group is None and self._tpu:
-            from ray.util.tpu import SlicePlacementGroup
-
-            version, _, topology = self._tpu.partition(":")
-            self._slice = SlicePlacementGroup(topology=topology, accelerator_version=version)
-            if self._slice.num_hosts != count:
-                raise ConfigError(f"--tpu {self._tpu} has {self._slice.num_hosts} hosts: say --hosts {self._slice.num_hosts}")
-            self._group = self._slice.placement_group
+        if self._tpu:
+            self._reserve_slice(count)
         elif self._group is None:
             self._refuse_impossible(count)
             bundles = [self._resources] * count
             self._group = self._ray.util.placement_group(bundles, strategy="STRICT_SPREAD")
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not self._group.wait(timeout_seconds=5):
-            if time.monotonic() > deadline:
-                raise SeatLost(f"the cluster had no {count} hosts with {_words(self._resources)} in {_PATIENCE_SECONDS:.0f} s")
+        if not self._group.wait(timeout_seconds=_PATIENCE_SECONDS):
+            raise NoRoom(f"the cluster has no {count} hosts with {_words(self._bundle())}")
         return self._group
+
+    def _reserve_slice(self, count: int) -> None:
+        """A slice, and another one where hosts of the last are gone: Ray would wait for the same slice to come back."""
+        from ray.util.tpu import SlicePlacementGroup
+
+        if self._slice is not None and self._group.wait(timeout_seconds=_PATIENCE_SECONDS):
+            return
+        version, _, topology = self._tpu.partition(":")
+        try:
+            found = SlicePlacementGroup(topology, version, head_reservation_timeout_s=_PATIENCE_SECONDS)
+        except ValueError as error:
+            raise ConfigError(f"--tpu {self._tpu}: {' '.join(str(error).split())[:200]}") from error
+        except (RuntimeError, TimeoutError) as error:
+            raise NoRoom(f"the cluster has no free TPU slice {self._tpu}") from error
+        if self._slice is not None:
+            self._slice.shutdown()  # not before: its first host would be found again
+        self._slice, self._group = found, found.placement_group
+        if found.num_hosts != count:
+            raise ConfigError(f"--tpu {self._tpu} has {found.num_hosts} hosts: say --hosts {found.num_hosts}")
 
     def _refuse_impossible(self, count: int) -> None:
         """A cluster that neither has such hosts nor scales would be waited for in vain; one that scales we cannot ask."""
@@ -162,8 +174,27 @@ class OnRay(Places):
 class RaySeat(Seat):
     """A Ray actor on a host."""
 
-    def __init__(self, ray: Any, agent: Any, address: str, node: str):
-        self._ray, self._agent, self.address, self.node = ray, agent, address, node
+    def __init__(self, ray: Any, agent: Any, address: str):
+        """Args: address: of the host; empty asks Ray for it."""
+        self._ray, self._agent, self.address, self.node = ray, agent, address, ""
+        self._where = agent.where.remote()
+
+    def ready(self) -> bool:
+        if not self.node and self._ray.wait([self._where], timeout=0)[0]:
+            self.wait()
+        return bool(self.node)
+
+    def wait(self) -> None:
+        """Returns once the host is there. Raises SeatLost."""
+        try:
+            address, self.node = self._ray.get(self._where, timeout=_CALL_SECONDS)
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(self._agent)
+            words = str(error).strip().splitlines()
+            raise SeatLost(
+                f"Ray gave no process on a host: {' '.join(words[-1].split())[:200] if words else error!r}"
+            ) from error
+        self.address = self.address or address
 
     def free_port(self) -> int:
         return int(self._call("free_port", self.address))
@@ -184,7 +215,8 @@ class RaySeat(Seat):
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
-            self._ray.get(self._agent.kill_all.remote(), timeout=5.0)
+            if self.node:
+                self._ray.get(self._agent.kill_all.remote(), timeout=5.0)
         with contextlib.suppress(Exception):
             self._ray.kill(self._agent)
 

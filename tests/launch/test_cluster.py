@@ -15,7 +15,7 @@ from conftest import HERE
 from podracer.launch import job as jobs
 from podracer.launch.cluster import record
 from podracer.launch.cluster.gang import Gang, GaveUp, Policy, actor_command, learner_command
-from podracer.launch.cluster.places import Here
+from podracer.launch.cluster.places import Here, NoRoom
 from podracer.launch.signals import Stopped, StopRequests
 
 WAIT_S = 150
@@ -46,10 +46,27 @@ def num_saved(run_dir):
     return sum(path.name.isdecimal() for path in (run_dir / "checkpoints").glob("*"))
 
 
+class Crowded(Here):
+    """This machine, where hosts for learners must be waited for, and one for actors never comes."""
+
+    refused = 0
+
+    def seats(self, count):
+        self.refused += 1
+        if self.refused < 4:
+            raise NoRoom("the cluster is full")
+        return super().seats(count)
+
+    def spare(self):
+        seat = super().spare()
+        seat.ready = lambda: False
+        return seat
+
+
 class Job:
     """A job of tiny parts on two simulated hosts, without Ray."""
 
-    def __init__(self, run_dir, runtime="anakin", settings=(), steps=64_000, policy=None):
+    def __init__(self, run_dir, runtime="anakin", settings=(), steps=64_000, policy=None, places=None):
         monkey = ["anakin.num_envs=8", "eval_episodes=4", "checkpoint_seconds=0.3", "anakin.updates_per_call=20", *settings]
         request = jobs.Request(
             runtime=runtime, agent="tiny_parts:TinyAgent", env="tiny_parts:SUITE", steps=steps, hosts=2, settings=monkey
@@ -61,7 +78,7 @@ class Job:
         self.requests = StopRequests()
         listens = runtime == "sebulba" and job.sebulba.store == "reverb"
         self.gang = Gang(
-            Here(str(HERE)),
+            places or Here(str(HERE)),
             policy or Policy(2, least_actors=2 * listens, most_actors=2 * listens, pause_seconds=0.1),
             run_dir,
             learner_command(runtime, run_dir, listens),
@@ -143,8 +160,10 @@ def test_a_learner_that_is_stuck_is_noticed(tmp_path):
     assert "stuck" in restart["reason"]
 
 
+@pytest.mark.slow
 def test_killed_actors_come_back_alone(tmp_path, reverb_installed):
-    settings = ["sebulba.store=reverb", "sebulba.threads=0", "agent.replay_share=0"]
+    # The evaluation is long: actors that the learners have sent away by then do not come back.
+    settings = ["sebulba.store=reverb", "sebulba.threads=0", "agent.replay_share=0", "eval_episodes=20000"]
     job = Job(tmp_path / "run", "sebulba", settings, steps=40_000)
 
     def disturb():
@@ -157,6 +176,17 @@ def test_killed_actors_come_back_alone(tmp_path, reverb_installed):
     assert [entry["what"] for entry in job.state()["restarts"]] == ["actor-0", "actor-1"]
     assert job.state()["generation"] == 1
     assert job.summary()["num_agent_steps"] >= 40_000
+
+
+@pytest.mark.slow
+def test_learners_wait_for_hosts_and_go_on_while_actors_wait(tmp_path, reverb_installed):
+    settings = ["sebulba.store=reverb", "sebulba.threads=1", "agent.replay_share=0"]
+    policy = Policy(2, least_actors=1, most_actors=1, pause_seconds=0.1, max_failures=1)
+    job = Job(tmp_path / "run", "sebulba", settings, steps=4_000, policy=policy, places=Crowded(str(HERE)))
+    assert job.run() == 0
+    assert job.state()["restarts"] == []
+    assert job.said.count("podracer: waiting for hosts: the cluster is full") == 1
+    assert not (job.run_dir / "cluster" / "actor-0.log").exists()
 
 
 def test_what_can_never_be_is_not_tried_again(tmp_path, capfd):
