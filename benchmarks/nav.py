@@ -137,9 +137,9 @@ def cases(goal: str, arms: Sequence[str], num_steps: int) -> list[Case]:
 class Result:
     """What came of a case; `P` points along the budget, `S` seeds.
 
-    steps: `[P]`, agent steps of one seed at the end of each point. returns: `[P, S]`, of training episodes. position, loop_f1,
-    first, later: `[S]`, of the episodes after training; nan where there is nothing to tell. finite: all parameters stayed so.
-    compile_seconds: of the whole case, until its first update was done; seconds: of the whole case.
+    steps: `[P]`, agent steps of one seed at the end of each point in which episodes ended. returns: `[P, S]`, of training.
+    position, loop_f1, first, later: `[S]`, of the episodes after it; nan where there is nothing to tell. finite: all parameters
+    stayed so. compile_seconds: of the whole case, until its first update was done; seconds: of the whole case.
     """
 
     goal: str
@@ -160,13 +160,13 @@ class Result:
     @property
     def auc(self) -> np.ndarray:
         """`[S]`: mean return over the budget."""
-        return np.nanmean(np.array(self.returns), axis=0)
+        return np.mean(np.array(self.returns), axis=0)
 
     @property
     def final(self) -> np.ndarray:
         """`[S]`: mean return over its last fifth."""
         steps = np.array(self.steps)
-        return np.nanmean(np.array(self.returns)[steps > (1 - _LAST_SHARE) * steps[-1]], axis=0)
+        return np.mean(np.array(self.returns)[steps > (1 - _LAST_SHARE) * steps[-1]], axis=0)
 
 
 def latencies(goals: np.ndarray) -> tuple[float, float]:
@@ -186,10 +186,13 @@ def run(case: Case, num_seeds: int) -> list[Result]:
     agent, environment, runtime, state = build(case, num_seeds)
     steps, metrics, compile_seconds = [], [], 0.0
     for state, counters, call in updates(runtime, state, Counters(), case.num_steps):  # noqa: B007, B020
-        steps.append(min(counters.agent_steps))
-        metrics.append(call.metrics)
+        if np.all(call.metrics["episodes"]):
+            steps.append(min(counters.agent_steps))
+            metrics.append(call.metrics)
         if call.compiled:
             compile_seconds = time.perf_counter() - start
+    if not steps:
+        raise ValueError(f"no episode ended within {case.num_steps:,} steps: ask for more with --steps")
     params = agent.actor_params(state.train_state)
     num_steps, num_columns = environment.environment.config.max_steps, len(case.members) * num_seeds
     if num_columns == 1:
@@ -279,8 +282,8 @@ def write_figure(results: Sequence[Result], path: Path) -> None:
     axes = figure.subplots()
     for i, result in enumerate(results):
         returns = np.array(result.returns)
-        axes.plot(result.steps, np.nanmedian(returns, axis=1), ".-", color=f"C{i}", label=result.arm)
-        axes.fill_between(result.steps, np.nanmin(returns, axis=1), np.nanmax(returns, axis=1), color=f"C{i}", alpha=0.12)
+        axes.plot(result.steps, np.median(returns, axis=1), ".-", color=f"C{i}", label=result.arm)
+        axes.fill_between(result.steps, np.min(returns, axis=1), np.max(returns, axis=1), color=f"C{i}", alpha=0.12)
     axes.set(xlabel="agent steps of one seed", ylabel="episode return", title=f"{ENV}, goal={results[0].goal}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

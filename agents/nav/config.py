@@ -92,7 +92,7 @@ _SMALL: Mapping[str, Any] = {
 PRESETS: Mapping[str, Preset] = {
     # A picture of 4 x 16 pixels: enough to tell walls, fruit and goal apart, and far fewer than a convolution needs.
     "nav/ray_maze": Preset(
-        num_steps=15_000_000,
+        num_steps=4_000_000,
         overrides={
             **_SMALL,
             "env.height": 4,
