@@ -1,6 +1,5 @@
 """Topologies by name, the roofline by hand, and XLA's words."""
 
-
 import pytest
 
 from podracer.aot import compiled, compilers, roofline, topologies

@@ -77,8 +77,8 @@ class InsertStream:
         self._failure: ReverbError | None = None
         self._closing = False
         self.num_reconnects = 0
-        client.adopt(self)
         self._thread = threading.Thread(target=self._run, name=f"reverb-insert-{client.address}", daemon=True)
+        client.adopt(self)  # from now on it may be aborted
         self._thread.start()
 
     @property
@@ -262,7 +262,8 @@ class InsertStream:
             self._room.notify_all()
         if call is not None and unconfirmed:
             call.cancel()
-        if self._thread is not threading.current_thread():
+        # Not alive yet, it will find `_closing` and end.
+        if self._thread is not threading.current_thread() and self._thread.is_alive():
             self._thread.join(timeout=2.0)
             if self._thread.is_alive() and call is not None:
                 call.cancel()

@@ -110,8 +110,8 @@ class Sampler:
         self.num_repeated = 0
         self.num_reconnects = 0
         self.num_rate_limited = 0
-        client.adopt(self)
         self._thread = threading.Thread(target=self._run, name=f"reverb-sample-{client.address}", daemon=True)
+        client.adopt(self)  # from now on it may be aborted
         self._thread.start()
 
     def sample(self, timeout_s: float | None = None) -> Sample:
@@ -316,7 +316,8 @@ class Sampler:
             self._closing = True
             self._work.notify_all()
             self._data.notify_all()
-        self._thread.join(timeout=self._limit_s * 2 + 2.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._limit_s * 2 + 2.0)
         self.abort()
         with self._lock:
             left = list(self._ready)
@@ -330,7 +331,9 @@ class Sampler:
             call = self._call
             self._work.notify_all()
             self._data.notify_all()
-        if self._thread.is_alive() and call is not None:
+        if not self._thread.is_alive():  # or not yet: one that begins now finds `_closing` and ends
+            return
+        if call is not None:
             call.cancel()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=2.0)
