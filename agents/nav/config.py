@@ -92,18 +92,21 @@ _SMALL: Mapping[str, Any] = {
 PRESETS: Mapping[str, Preset] = {
     # A picture of 4 x 16 pixels: enough to tell walls, fruit and goal apart, and far fewer than a convolution needs.
     "nav/ray_maze": Preset(
-        num_steps=4_000_000,
+        num_steps=6_000_000,
         overrides={
             **_SMALL,
             "env.height": 4,
             "env.width": 16,
             "agent.torso.kind": "mlp",
-            "agent.torso.hidden": (32,),
-            "agent.reward_lstm": 8,
-            "agent.lstm": 32,
+            "agent.torso.hidden": (64, 64),
+            "agent.reward_lstm": 16,
+            "agent.lstm": 64,
             "agent.unroll_length": 25,
             "agent.max_gradient_norm": 1.0,
+            "agent.entropy_cost": 0.01,
+            "agent.decay_updates": 15_000,
             "anakin.num_envs": 64,
+            "anakin.minibatches": 4,
         },
     ),
     # Doom is what takes the time: few environments make many updates of its steps.
