@@ -189,6 +189,27 @@ def test_learners_wait_for_hosts_and_go_on_while_actors_wait(tmp_path, reverb_in
     assert not (job.run_dir / "cluster" / "actor-0.log").exists()
 
 
+def test_actors_follow_the_need_within_their_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr("podracer.launch.cluster.gang._SCALE_SECONDS", 0.0)
+    waited = 0.5
+    job = Job(tmp_path / "run")
+    gang = Gang(
+        Here(str(HERE)),
+        Policy(2, least_actors=1, most_actors=3),
+        job.run_dir,
+        learner_command("sebulba", job.run_dir, True),
+        actor_command(1),
+        job.requests,
+        waits=lambda: waited,
+    )
+    counts = []
+    for now in (0.5, 0.5, 0.5, 0.1, 0.0, 0.0, 0.0, None):
+        waited = now
+        gang._scale()
+        counts.append(len(gang._actors))
+    assert counts == [2, 3, 3, 3, 2, 1, 1, 1]
+
+
 def test_what_can_never_be_is_not_tried_again(tmp_path, capfd):
     job = Job(tmp_path / "run", settings=["agent.unroll_length=101"])
     assert job.run() == 2
