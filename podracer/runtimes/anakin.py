@@ -6,14 +6,13 @@ only thing that crosses devices. Environments are numbered globally and keys der
 configuration gives the same result, up to the rounding of one all-reduce, on any number of devices.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from podracer import hosts, rng
@@ -21,6 +20,7 @@ from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported, environment_keys
 from podracer.ops import columns, overlap
 from podracer.plan import Plan
+from podracer.runtimes import layout
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.stores import ring
 from podracer.types import ActorState, Array, Key, Mode, Params, Struct, TimeStep, TrainState, Trajectory
@@ -137,12 +137,7 @@ class Anakin:
 
     def trace(self) -> dict[str, jax.stages.Traced]:
         """The very program of `run`, `updates`, traced for shapes alone: to be counted, or compiled for the mesh."""
-        shapes = jax.eval_shape(self.init)
-        state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            jax.tree.broadcast(self._shardings(), shapes),
-        )
+        state = layout.placed(jax.eval_shape(self.init), self._shardings())
         return {"updates": self._program.trace(state, jax.ShapeDtypeStruct((), jnp.int32))}
 
     def train_state(self, state: AnakinState, seed_index: int = 0) -> TrainState:
@@ -175,22 +170,18 @@ class Anakin:
         ring. batch: of one update, online and replayed. What the gradient keeps, and temporaries, come on top.
         """
         state = jax.eval_shape(self.init)
-        local = jax.tree.map(
-            lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
-            state,
-            jax.tree.broadcast(self._shardings(), state),
-        )
-        seed_state = state
+        local = layout.placed(state, self._shardings())
+        one_seed = state
         if self.plan.num_seeds > 1:
-            seed_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-        unroll = jax.eval_shape(lambda s: self._collect(s)[1], seed_state)
+            one_seed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+        unroll = jax.eval_shape(lambda s: self._collect(s)[1], one_seed)
         share = self.plan.num_seeds * (1 + self.plan.replay_per_env) / self.plan.num_devices
         environments = (local.env_state, local.timestep, local.actor_state, local.episode, local.before)
         return {
-            "learner": sum(jax.tree.leaves(local.train_state)),
-            "environments": sum(jax.tree.leaves(environments)),
-            "replay": sum(jax.tree.leaves(local.replay)),
-            "batch": round(share * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(unroll))),
+            "learner": layout.num_bytes(local.train_state),
+            "environments": layout.num_bytes(environments),
+            "replay": layout.num_bytes(local.replay),
+            "batch": round(share * layout.num_bytes(unroll)),
         }
 
     def close(self) -> None:
@@ -320,7 +311,7 @@ class Anakin:
         )
 
     def _shardings(self) -> AnakinState:
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
+        return layout.shardings(self.mesh, self._specs)
 
 
 def _count(episode: EpisodeTotals, timestep: TimeStep) -> tuple[EpisodeTotals, dict[str, Array]]:

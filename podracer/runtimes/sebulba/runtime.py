@@ -16,6 +16,7 @@ from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
 from podracer.ops import columns
 from podracer.plan import Plan
+from podracer.runtimes import layout
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.runtimes.sebulba.actor import Acting, Unroll
 from podracer.runtimes.sebulba.crew import Crew, example
@@ -174,7 +175,9 @@ class Sebulba:
         batch: Any = NamedSharding(self.mesh, P(AXIS))
         sharded = Trajectory(timestep=over_time, actor_output=over_time, actor_state=batch)
         update = self._program.trace(
-            _placed(state, self._shardings()), _placed(unroll, sharded), None if drawn is None else _placed(drawn, over_time)
+            layout.placed(state, self._shardings()),
+            layout.placed(unroll, sharded),
+            None if drawn is None else layout.placed(drawn, over_time),
         )
         acting, device = Acting(self.agent), SingleDeviceSharding(self.actor_devices[0])
         unroll, params = self._example()
@@ -182,7 +185,7 @@ class Sebulba:
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.plan.envs_per_host))
         begun = jax.eval_shape(acting.begin, params, unroll.actor_state, timestep, key)
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        arguments = _placed((params, unroll.actor_state, begun, timestep, key, number), device)
+        arguments = layout.placed((params, unroll.actor_state, begun, timestep, key, number), device)
         return {"update": update, "act": acting.step.trace(*arguments)}
 
     def train_state(self, state: SebulbaState, seed_index: int = 0) -> TrainState:
@@ -206,10 +209,11 @@ class Sebulba:
 
     def memory(self) -> dict[str, int]:
         """Bytes on one learner device, by what they are for; see `Anakin.memory`. unrolls: those that wait for the learner."""
-        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()[0]) / self.plan.devices_per_host
+        state = layout.placed(jax.eval_shape(self.init), self._shardings())
+        unroll = layout.num_bytes(self._example()[0]) / self.plan.devices_per_host
         return {
-            "learner": _num_bytes(state.train_state),
-            "replay": _num_bytes(state.replay) // self.plan.num_devices,
+            "learner": layout.num_bytes(state.train_state),
+            "replay": layout.num_bytes(state.replay),
             "batch": round(unroll * (1 + self.plan.replay_per_env)),
             "unrolls": round(unroll * (self.actors.max_lag + 1)),
         }
@@ -354,20 +358,7 @@ class Sebulba:
         return self.folder and self.folder / (f"reverb-{self.host.index}" if self.host.index else "reverb")
 
     def _shardings(self) -> SebulbaState:
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes with shardings, of which a tree prefix is given."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        jax.tree.broadcast(shardings, shapes),
-    )
-
-
-def _num_bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        return layout.shardings(self.mesh, self._specs)
 
 
 __all__ = ["ActorsFailed", "Sebulba", "SebulbaState"]

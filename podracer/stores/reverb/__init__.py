@@ -10,7 +10,8 @@ Nothing here imports JAX or TensorFlow; trees of numpy (or any array-like) leave
 end: each raises `Timeout`, which says who waited for whom. The server is dm-reverb's own (`podracer reverb install`).
 
 Modules: `wire` messages, `tensors` codec, `structure` trees and signatures, `tables` descriptions of tables, `client` calls,
-`writer` inserts, `sampler` samples, `server`, `watch` and `install` the server's process and its environment.
+`stream` what breaks and is opened anew, `writer` inserts, `sampler` samples, `server`, `watch` and `install` the server's
+process and its environment.
 """
 
 from podracer.stores.reverb.client import Client, ServerInfo, TableInfo

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 
 from podracer.stores.reverb import structure, wire
-from podracer.stores.reverb.errors import ReverbError, TableNotFound, Timeout, Unavailable
+from podracer.stores.reverb.errors import TRANSIENT, ReverbError, TableNotFound, Timeout, Unavailable
 from podracer.stores.reverb.tensors import Compression
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a connection of its own, with a backoff of its own
     ("grpc.enable_http_proxy", 0),  # a proxy for the web has no business between hosts of one job
 )
-TRANSIENT = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
-)
-"""Status codes after which the same call may well succeed: the server or the network between has gone, or came back."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
