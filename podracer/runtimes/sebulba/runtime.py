@@ -1,5 +1,6 @@
 """Sebulba as a runtime: `init` once, then `run` as often as wanted, as with Anakin; the actors live beside it."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,6 +110,8 @@ class Sebulba:
             lambda params: (is_finite(params), drift(params)), mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False
         )
         self._program, self._check = jax.jit(update, donate_argnums=0), jax.jit(check)
+        self._begin = jax.jit(self._init, out_shardings=self._shardings())
+        self._example = functools.lru_cache(lambda num_envs=plan.envs_per_host: example(agent, environment, num_envs))
         self._parameters = Parameters(self.actor_devices)
         self._handover: Any = Handover(self.actors.max_lag + 1)
         self._hub: Hub | None = None
@@ -118,7 +121,7 @@ class Sebulba:
 
     def init(self) -> SebulbaState:
         """The state before the first update; the train state is the one that Anakin begins with."""
-        return jax.jit(self._init, out_shardings=self._shardings())(np.uint32(self.plan.seed))
+        return self._begin(np.uint32(self.plan.seed))
 
     def run(self, state: SebulbaState, num_updates: int) -> tuple[SebulbaState, dict[str, np.ndarray]]:
         """Learns from the next `num_updates` unrolls, fewer if `should_stop()` comes to hold.
@@ -237,9 +240,6 @@ class Sebulba:
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
         )
-
-    def _example(self, num_envs: int = 0) -> tuple[Trajectory, Params]:
-        return example(self.agent, self.environment, num_envs or self.plan.envs_per_host)
 
     def _drawn(self, unroll: Trajectory) -> Trajectory:
         """Shapes of what comes from a replay outside for an update on `unroll`."""
