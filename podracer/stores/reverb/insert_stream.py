@@ -13,14 +13,12 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from podracer.stores.reverb import wire
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import Timeout
 from podracer.stores.reverb.stream import PROBE_S, Stream
-
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
 
 _BATCH_BYTES = 256 * 1024  # of items that share a request
 
@@ -58,7 +56,7 @@ class InsertStream(Stream):
 
     _method, _answer, _doing = "InsertStream", wire.InsertStreamResponse, "inserting"
 
-    def __init__(self, client: "Client", max_in_flight: int, timeout_s: float, reconnect_s: float):
+    def __init__(self, client: Connection, max_in_flight: int, timeout_s: float, reconnect_s: float):
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight is {max_in_flight}; it must be at least 1")
         super().__init__(client, timeout_s, reconnect_s)

@@ -6,16 +6,14 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from podracer.stores.reverb import structure, tensors, wire
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import ReverbError, SignatureMismatch, Timeout
 from podracer.stores.reverb.stream import Stream
-
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
 
 _GRACE_S = 10.0  # beyond the server's own timeout, before asking whether the server is there at all
 _REMEMBERED = 2**16  # keys of a queue's last items
@@ -55,7 +53,7 @@ class Sampler(Stream):
 
     def __init__(
         self,
-        client: "Client",
+        client: Connection,
         table: str,
         *,
         prefetch: int = 8,

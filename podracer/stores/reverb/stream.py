@@ -3,14 +3,12 @@
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import TRANSIENT, ReverbError
-
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
 
 PROBE_S = 5.0
 """Seconds without progress before asking whether the server is there at all, and that it has to answer."""
@@ -27,7 +25,7 @@ class Stream:
     _answer: Any = None
     _doing = ""
 
-    def __init__(self, client: "Client", timeout_s: float, reconnect_s: float):
+    def __init__(self, client: Connection, timeout_s: float, reconnect_s: float):
         """Starts nothing yet: `_start` does, once the subclass is ready."""
         self._client = client
         self._timeout_s = timeout_s

@@ -4,17 +4,15 @@ import collections
 import dataclasses
 import os
 import random
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from podracer.stores.reverb import structure, tensors, wire
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import ItemTooLarge, SignatureMismatch
 from podracer.stores.reverb.insert_stream import Chunk, InsertStream, Item, keep_field
 from podracer.stores.reverb.tensors import Compression
-
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
 
 _OVERHEAD = 4096  # bytes of an item's request beside its chunks, generously
 
@@ -57,7 +55,7 @@ class _ItemStream:
 
     def __init__(
         self,
-        client: "Client",
+        client: Connection,
         *,
         max_in_flight: int = 64,
         compression: Compression = "auto",
@@ -170,7 +168,7 @@ class WindowWriter(_ItemStream):
     chunks to samplers, so a chunk should be no longer than the distance between windows.
     """
 
-    def __init__(self, client: "Client", *, chunk_length: int, max_window: int, **options: Any):
+    def __init__(self, client: Connection, *, chunk_length: int, max_window: int, **options: Any):
         """Args:
         client: whose connection it shares.
         chunk_length: steps of a chunk; a window's end also ends one.
