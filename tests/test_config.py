@@ -13,6 +13,11 @@ class Inner:
     width: int = 8
     kind: Literal["a", "b"] = "a"
 
+    def __post_init__(self) -> None:
+        config.require(self, "width", at_least=1, below=100)
+        if self.width == 13:
+            raise ValueError("thirteen is not for us")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
@@ -66,6 +71,8 @@ def test_text_becomes_the_type_of_the_field(key, text, value):
         ("inner.kind=c", "choose one of a, b"),
         ("inner=3", "'inner' is a group of settings: set one of them, for example inner.width=..."),
         ("sizes=a,b", "expected int"),
+        ("inner.width=0", "inner.width must be at least 1 and below 100, not 0"),
+        ("inner.width=13", "inner.width: thirteen is not for us"),
         ("rate", "write key=value"),
     ],
 )
@@ -74,3 +81,9 @@ def test_what_does_not_fit_is_refused_in_one_line(assignment, line):
         config.override(Outer(), config.parse_assignments([assignment]))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_own_values_fill_what_was_left_to_its_default():
+    assert config.filled(Outer(steps=3), {"steps": 5, "rate": 0.5}) == Outer(steps=3, rate=0.5)
+    with pytest.raises(config.ConfigError, match="width must be at least 1"):
+        config.filled(Inner(), {"width": 0})
