@@ -319,11 +319,11 @@ def test_it_reads_the_board_from_what_the_mover_sees(tic_tac_toe: Any) -> None:
     from podracer.envs.pgx_opponents import perfect_tic_tac_toe
 
     environment, rng = tic_tac_toe.make(), np.random.default_rng(0)
-    step = jax.jit(environment.step)
+    reset, step = jax.jit(environment.reset), jax.jit(environment.step)
     choose = jax.jit(lambda ts, key: perfect_tic_tac_toe(jax.tree.map(lambda x: x[None], ts), key[None])[0])
     chosen_at_the_start = set()
     for game in range(30):
-        state, timestep = environment.reset(jax.random.key(game))
+        state, timestep = reset(jax.random.key(game))
         board, mover = "." * 9, "X"
         while int(timestep.step_type) != LAST:
             action, other = int(choose(timestep, jax.random.key(rng.integers(2**31)))), "XO"[mover == "X"]

@@ -177,7 +177,7 @@ class TestKeyToDoorMini:
 
     def test_render_shows_the_room(self):
         environment = make("key_to_door_mini")[0]
-        frame = environment.render(play("key_to_door_mini", [])[0][0])
+        frame = np.asarray(jax.jit(environment.render)(play("key_to_door_mini", [])[0][0]))
         assert frame.shape == (7 * 16, 7 * 16, 3)
         assert frame.dtype == np.uint8
 
