@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import operator
 import types as python_types
 import typing
 from collections.abc import Iterable, Mapping
@@ -94,6 +95,40 @@ class Preset:
 
     num_steps: int
     overrides: Mapping[str, Any]
+
+    def also(self, overrides: Mapping[str, Any]) -> "Preset":
+        """The same budget, with more overrides, which win."""
+        return Preset(self.num_steps, {**self.overrides, **overrides})
+
+
+def require(
+    config: Any,
+    *names: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Holds fields of `config` to a range, in the `__post_init__` of a dataclass; None, where a field may be that, passes.
+
+    Raises:
+      ValueError: a field lies outside; one line, which names it and the range.
+    """
+    bounds = [
+        (text, holds, bound)
+        for text, holds, bound in (
+            ("at least", operator.ge, at_least),
+            ("above", operator.gt, above),
+            ("at most", operator.le, at_most),
+            ("below", operator.lt, below),
+        )
+        if bound is not None
+    ]
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not all(holds(value, bound) for _, holds, bound in bounds):
+            allowed = " and ".join(f"{text} {bound:g}" for text, _, bound in bounds)
+            raise ValueError(f"{name} must be {allowed}, not {value:g}")
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:
