@@ -7,6 +7,7 @@ author imports from here what the class is told and says of itself, and from `po
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -225,6 +226,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         if num == 1:
             return grad(train_state.params, train_state, trajectory, key)
 
+        @functools.partial(jax.jit, inline=True)  # traced once, though its shapes are asked for first
         def one(part: tuple[Trajectory, Key]) -> tuple[Any, Metrics]:
             """What is summed, and what is of single columns."""
             grads, metrics = grad(train_state.params, train_state, *part)
