@@ -14,6 +14,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be. Its text is one line that says what to do."""
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an error of somebody else, for a message of ours."""
+    return " ".join(str(error).split())
+
+
 @dataclasses.dataclass(frozen=True)
 class AnakinConfig:
     """Settings of the Anakin runtime.
@@ -114,7 +119,7 @@ def require(
     """Holds fields of `config` to a range, in the `__post_init__` of a dataclass; None, where a field may be that, passes.
 
     Raises:
-      ValueError: a field lies outside; one line, which names it and the range.
+      ConfigError: a field lies outside; one line, which names it and the range.
     """
     bounds = [
         (text, holds, bound)
@@ -130,7 +135,13 @@ def require(
         value = getattr(config, name)
         if value is not None and not all(holds(value, bound) for _, holds, bound in bounds):
             allowed = " and ".join(f"{text} {bound:g}" for text, _, bound in bounds)
-            raise ValueError(f"{name} must be {allowed}, not {value:g}")
+            raise ConfigError(f"{name} must be {allowed}, not {value:g}")
+
+
+def filled(config: Any, own: Mapping[str, Any]) -> Any:
+    """`config` with the values of `own` in the fields that still have their default, which stands for "the task's own"."""
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: value for name, value in own.items() if getattr(config, name) == default[name]})
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:
@@ -186,13 +197,12 @@ def _override_one(config: Any, path: list[str], value: Any, key: str) -> Any:
     if _is_config(current):
         inner = next(iter(keys(current)), "...")
         raise ConfigError(f"{key!r} is a group of settings: set one of them, for example {key}.{inner}=...")
-    hint_type = typing.get_type_hints(type(config)).get(name, Any)
+    value = _coerce(value, typing.get_type_hints(type(config)).get(name, Any), key)
     try:
-        return dataclasses.replace(config, **{name: _coerce(value, hint_type, key)})
-    except ConfigError:
-        raise
+        return dataclasses.replace(config, **{name: value})
     except ValueError as error:  # a dataclass that validates itself
-        raise ConfigError(f"{key}: {error}") from error
+        group, text = key.removesuffix(name), str(error)
+        raise ConfigError(f"{group}{text}" if text.startswith(name) else f"{key}: {text}") from error
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
