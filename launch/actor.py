@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from podracer.launch.words import complain
+
 
 @click.command()
 @click.option("--connect", metavar="HOST:PORT", required=True, help="Of the learner's server; the learner prints it.")
@@ -40,7 +42,7 @@ def actor(connect: str, threads: int | None, number: int | None, reconnect_s: fl
                 raise
             reason = actors.run(lambda: requests.pending, lambda text: print(text, flush=True))
         except (ActorsFailed, ReverbError) as error:
-            print(f"podracer: {' '.join(str(error).split())}", file=sys.stderr)
+            complain(error)
             sys.exit(1)
         print(f"ended: {reason}")
         if requests.pending:

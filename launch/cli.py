@@ -21,6 +21,7 @@ from podracer.launch.options import Count, complete_env, job_options, run_option
 from podracer.launch.plan_command import plan
 from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
+from podracer.launch.words import complain
 
 _LAST_WAIT_SECONDS = 7 * 86400.0  # for the host that evaluates
 _SEBULBA_HELP = """Train an agent on environments of the host: actor devices act, learner devices learn (Sebulba).
@@ -116,7 +117,7 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool, clu
                     parts = jobs.build(job)
                     print("\n".join(jobs.outline(job, parts, {}, preset, verbose=dry_run)), flush=True)
                 if not dry_run:
-                    _write_job(run_dir, job, preset)
+                    jobs.save_job(run_dir, job, preset)
                 code = 0 if dry_run else commands.execute(job, run_dir, cluster, requests)
             else:
                 code = _run(job, preset, run_dir, resume, dry_run, requests, host)
@@ -148,24 +149,17 @@ def _job(request: Any, run_dir: Path | None, resume: bool) -> tuple[Any, str, Pa
 
 def _run(job: Any, preset: str, run_dir: Path, resume: bool, dry_run: bool, requests: Any, host: Any) -> int:
     """This host's part of a job, or all of it. Returns the exit code."""
-    from podracer.launch import job as jobs
-    from podracer.metrics.wandb_run import check_installed
+    from podracer.checkpoint import Superseded
+    from podracer.launch.train import ActorsFailed, Diverged, train
 
-    parts = jobs.build(job)
-    runtime = jobs.make_runtime(job, parts, preset, run_dir)
     try:
-        memory = runtime.memory()
-        if not dry_run:
-            jobs.check_memory(memory, parts.plan.devices_per_host)
-            if job.wandb and host.first:
-                check_installed()
-        if host.first:
-            if not dry_run:
-                _write_job(run_dir, job, preset)
-            print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
-        return 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests, host)
-    finally:
-        runtime.close()
+        return train(job, preset, run_dir, resume=resume, dry_run=dry_run, requests=requests, host=host)
+    except (Diverged, ActorsFailed, Superseded) as error:
+        complain(error)
+        code = 3 if isinstance(error, Superseded) else 1
+        if host.num > 1:
+            _leave_now(code)
+        return code
 
 
 def _end_at_once(host: Any) -> None:
@@ -174,7 +168,7 @@ def _end_at_once(host: Any) -> None:
         error = sys.exc_info()[1]
         mistake = isinstance(error, Exception) and _is_users_mistake(error)
         if mistake:
-            _complain(str(error))
+            complain(error)
         else:
             traceback.print_exc()
         _leave_now(2 if mistake else 1)
@@ -191,32 +185,6 @@ def _leave_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _execute(job: Any, parts: Any, runtime: Any, run_dir: Path, resume: bool, requests: Any, host: Any) -> int:
-    from podracer.checkpoint import Superseded
-    from podracer.launch.train import ActorsFailed, Diverged, Run
-
-    if host.first:
-        print(f"run folder {run_dir}", flush=True)
-    try:
-        return Run(job, parts, runtime, run_dir, resume, requests, host).execute()
-    except (Diverged, ActorsFailed, Superseded) as error:
-        _complain(str(error))
-        code = 3 if isinstance(error, Superseded) else 1
-        if host.num > 1:
-            _leave_now(code)
-        return code
-
-
-def _write_job(run_dir: Path, job: Any, preset: str) -> None:
-    from podracer.launch.job import save_job
-
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_job(run_dir, job, preset)
-    except OSError as error:
-        raise ConfigError(f"--run-dir {run_dir}: {error.strerror}") from error
 
 
 @cli.command()
@@ -317,10 +285,6 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in name)
 
 
-def _complain(text: str) -> None:
-    print(f"podracer: {' '.join(text.split())}", file=sys.stderr, flush=True)
-
-
 def _is_users_mistake(error: Exception) -> bool:
     if isinstance(error, ConfigError | registry.NotFound):
         return True
@@ -343,7 +307,7 @@ def main() -> None:
         print(error.format_message())
         sys.exit(2)
     except click.ClickException as error:
-        _complain(error.format_message())
+        complain(error.format_message())
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -352,7 +316,7 @@ def main() -> None:
     except Exception as error:
         if not _is_users_mistake(error):
             raise
-        _complain(str(error))
+        complain(error)
         sys.exit(2)
 
 

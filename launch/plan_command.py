@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from podracer.config import ConfigError
-from podracer.launch.options import Count, job_options, sebulba_options, sebulba_request
+from podracer.launch.options import Count, apply, job_options, sebulba_options, sebulba_request
 from podracer.launch.surroundings import prepare
 
 _HELP = """Say what a job would be on a pod or host that is not here: devices, batches, memory, speed, cost.
@@ -41,9 +41,7 @@ def _plan_options(command: Any) -> Any:
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return apply(options, command)
 
 
 @click.group()

@@ -12,6 +12,7 @@ import click
 
 from podracer.config import ConfigError
 from podracer.launch.options import Count, apply
+from podracer.launch.words import complain, one_line
 
 _FOLLOW_SECONDS = 0.5
 _STOP_SECONDS = 120.0
@@ -82,7 +83,7 @@ def execute(job: Any, run_dir: Path, request: ClusterRequest, requests: Any) -> 
         command = learner_command(job.runtime, run_dir, listens)
         return Gang(places, policy, run_dir, command, actors, requests, lambda: _learner_wait(run_dir)).run()
     except GaveUp as error:
-        print(f"podracer: {error}", file=sys.stderr, flush=True)
+        complain(error)
         return 1
     finally:
         places.close()
@@ -226,7 +227,7 @@ def submit(ray_address: str, working_dir: str | None, wait: bool, command: tuple
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ConfigError(f"--ray-address {ray_address}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"--ray-address {ray_address}: {one_line(error, 200)}") from error
     print(f"job {job}: podracer status, logs and stop take its run folder", flush=True)
     told = 0
     while wait:

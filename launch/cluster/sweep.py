@@ -16,6 +16,7 @@ import click
 from podracer.config import ConfigError
 from podracer.launch.cluster.ray_places import authenticate
 from podracer.launch.options import Count
+from podracer.launch.words import one_line
 
 _TAIL_CHARACTERS = 300
 _SAMPLERS = ("uniform", "loguniform", "randint", "choice")
@@ -81,7 +82,7 @@ def sweep(
     try:
         ray.init(address=ray_address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except Exception as error:
-        raise ConfigError(f"--ray-address {ray_address}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"--ray-address {ray_address}: {one_line(error, 200)}") from error
     folder = os.getcwd()
 
     def run(settings: dict[str, Any]) -> dict[str, Any]:
