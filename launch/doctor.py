@@ -51,9 +51,7 @@ def _libraries(problems: list[str]) -> None:
         _say(_PACKAGE, importlib.metadata.version(_PACKAGE))
     except importlib.metadata.PackageNotFoundError:
         problems.append(_PACKAGE)
-        _say(
-            _PACKAGE, "MISSING, and with it all names of agents and environments: pip install podracer-rl, or -e ."
-        )
+        _say(_PACKAGE, "MISSING, and with it all names of agents and environments: pip install podracer-rl, or -e .")
     for requirement in _requirements(""):
         version = _version(requirement.name)
         if version is None:
