@@ -24,9 +24,9 @@ from podracer.launch.surroundings import prepare
 from podracer.launch.words import complain
 
 _LAST_WAIT_SECONDS = 7 * 86400.0  # for the host that evaluates
-_SEBULBA_HELP = """Train an agent on environments of the host: actor devices act, learner devices learn (Sebulba).
+_SEBULBA_HELP = """Train an agent on environments of the host (Sebulba).
 
-The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
+Actor devices act, learner devices learn. The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
 
 \b
 Examples:
@@ -36,7 +36,9 @@ Examples:
   podracer launch sebulba --agent impala --env catch --store reverb --listen 127.0.0.1:8000
   podracer actor --connect 127.0.0.1:8000               more actors for it, from another process or host
 """
-_LAUNCH_HELP = """Train an agent in one XLA program: environment, acting and learning together (Anakin).
+_LAUNCH_HELP = """Train an agent in one XLA program (Anakin).
+
+    Environment, acting and learning are together in it.
 
     \b
     Examples:
@@ -116,9 +118,7 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool, clu
                 if not cluster.ray_address:  # else hosts are of another kind than this one
                     parts = jobs.build(job)
                     print("\n".join(jobs.outline(job, parts, {}, preset, verbose=dry_run)), flush=True)
-                if not dry_run:
-                    jobs.save_job(run_dir, job, preset)
-                code = 0 if dry_run else commands.execute(job, run_dir, cluster, requests)
+                code = 0 if dry_run else commands.execute(job, preset, run_dir, cluster, requests)
             else:
                 code = _run(job, preset, run_dir, resume, dry_run, requests, host)
         except Stopped as stopped:
@@ -191,7 +191,7 @@ def _leave_now(code: int) -> NoReturn:
 @click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--episodes", type=Count(1), default=32, show_default=True, help="Episodes to play.")
 @click.option("--seed", type=Count(0), default=0, show_default=True, help="Seed of the evaluation.")
-@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Write one episode as mp4.")
+@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Write one episode there, as mp4.")
 @click.option(
     "--opponent",
     metavar="NAME",
@@ -267,7 +267,7 @@ def _suite_line(name: str) -> str:
 
 @cli.command()
 def doctor() -> None:
-    """Say what is installed, which devices there are, what is missing and how to get it."""
+    """Say what is installed, and how to get what is not."""
     prepare()
     from podracer.launch.doctor import examine
 
@@ -305,6 +305,10 @@ def main() -> None:
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
+        sys.exit(2)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "podracer"
+        complain(f"{error.format_message().rstrip('.')} ({where} --help)")
         sys.exit(2)
     except click.ClickException as error:
         complain(error.format_message())

@@ -85,6 +85,8 @@ def evaluate_run(
       ConfigError: as `load`; or there is no picture to record.
       ConfigError, registry.NotFound, environment.Unsupported: there is no such opponent, or it cannot play here.
     """
+    if video is not None:
+        _check_writable(video)
     run = load(run_dir, settings)
     job = run.job
     against = find_opponent(opponent, job, run.environment) if opponent else None
@@ -103,6 +105,18 @@ def evaluate_run(
             raise ConfigError(f"--video: {job.env_name} has no picture to show")
         write_video(video, frames)
         print(f"wrote {video}, {len(frames)} frames")
+
+
+def _check_writable(path: Path) -> None:
+    """Before anything is played. Raises ConfigError."""
+    new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"--video {path}: {error.strerror}") from error
+    if new:
+        path.unlink()
 
 
 def find_opponent(name: str, job: JobConfig, environment: Any) -> Against:

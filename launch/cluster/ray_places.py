@@ -65,7 +65,7 @@ class OnRay(Places):
             ray.init(address=address, namespace="podracer", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             self.close()
-            reason = one_line(error, 200)
+            reason = one_line(error, 400)
             hint = "; RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN must hold the cluster's token" if "token" in reason.lower() else ""
             raise ConfigError(f"--ray-address {address}: {reason}{hint}") from error
         self._agent = ray.remote(_Agent)
