@@ -26,7 +26,8 @@ from podracer.launch.words import complain
 _LAST_WAIT_SECONDS = 7 * 86400.0  # for the host that evaluates
 _SEBULBA_HELP = """Train an agent on environments of the host (Sebulba).
 
-Actor devices act, learner devices learn. The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
+Actor devices act, learner devices learn; agents, presets and settings are those of Anakin. Every
+line shows where the time of actors and of the learner goes.
 
 \b
 Examples:

@@ -11,9 +11,10 @@ from podracer.launch.surroundings import prepare
 
 _HELP = """Say what a job of {runtime} would be on hardware that is not here.
 
-    Devices, batches, memory, speed and cost, of a pod or a host. With --topology the job's own program is compiled for those chips, by libtpu and without a TPU: out of memory is said here,
-    with the nearest configuration that fits, and ends with exit code 2. What is not set by hand grows with the devices, since
-    presets are for one. Speed, time and cost are bounds by published peaks. Without --topology it is about this host.
+    Devices, batches, memory, speed and cost, of a pod or a host. With --topology the job's own program is
+    compiled for those chips, by libtpu and without a TPU: out of memory is said here, with the nearest configuration that fits,
+    and ends with exit code 2. What is not set by hand grows with the devices, since presets are for one. Speed, time and cost
+    are bounds by published peaks. Without --topology it is about this host.
 
     \b
     Examples:
