@@ -8,6 +8,8 @@ import pytest
 
 from podracer import config
 
+pytestmark = pytest.mark.quick
+
 
 @dataclasses.dataclass(frozen=True)
 class Inner:

@@ -10,6 +10,8 @@ from podracer import config, plan, registry
 from podracer.contract import ContractError, check_stream
 from podracer.runtimes.anakin import Anakin
 
+pytestmark = pytest.mark.quick
+
 PAGE = (Path(__file__).parents[2] / "docs" / "write-an-environment.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
