@@ -1,11 +1,12 @@
 # make setup    a virtual environment in .venv with the podracer command in it, and one in the cache with Reverb's server
 # make pong     trains Muesli on Atari Pong, then evaluates; make demo: Catch, solved within two minutes
 # make test     the tests; make test-slow: the long ones too; make check: lint, format and types
+# make docs     the site of the documentation, in site/
 #
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= dev,pgx,ray,vizdoom
+EXTRAS ?= dev,docs,pgx,ray,vizdoom
 BIN := .venv/bin
 STAMP := .venv/.complete
 # The slim form: a minute and 170 MB, where the official one takes two and 1.3 GB. The installation itself writes this file.
@@ -14,7 +15,7 @@ REVERB := $(CACHE)/reverb/slim/.complete
 # With which podracer plan compiles for TPUs; see docs/plan.md.
 LIBTPU := $(CACHE)/compilers/tpu/.complete
 
-.PHONY: help setup pong demo test test-slow check
+.PHONY: help setup pong demo test test-slow check docs
 .DEFAULT_GOAL := help
 
 help:
@@ -59,3 +60,8 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Any warning ends it: a link that leads nowhere, a module that no page has.
+docs: $(STAMP)
+	$(BIN)/python docs/tools/assemble.py build/docs
+	$(BIN)/zensical build --strict --clean
