@@ -149,6 +149,7 @@ def _job(request: Any, run_dir: Path | None, resume: bool) -> tuple[Any, str, Pa
 def _run(job: Any, preset: str, run_dir: Path, resume: bool, dry_run: bool, requests: Any, host: Any) -> int:
     """This host's part of a job, or all of it. Returns the exit code."""
     from podracer.launch import job as jobs
+    from podracer.metrics.wandb_run import check_installed
 
     parts = jobs.build(job)
     runtime = jobs.make_runtime(job, parts, preset, run_dir)
@@ -156,6 +157,8 @@ def _run(job: Any, preset: str, run_dir: Path, resume: bool, dry_run: bool, requ
         memory = runtime.memory()
         if not dry_run:
             jobs.check_memory(memory, parts.plan.devices_per_host)
+            if job.wandb and host.first:
+                check_installed()
         if host.first:
             if not dry_run:
                 _write_job(run_dir, job, preset)
@@ -290,7 +293,7 @@ def _suite_line(name: str) -> str:
         suite = registry.suite(name)
     except ImportError as error:
         return f"{name:12} cannot be imported: {error}"
-    missing = "" if suite.available() else f" (missing: pip install 'podracer-rl[{suite.extra}]')"
+    missing = "" if suite.available() else f" (missing: {suite.how_to_get})"
     return f"{name:12} {suite.summary}{missing}"
 
 

@@ -73,7 +73,7 @@ def _suites() -> None:
         if suite.available():
             _say(f"env {name}", "present")
         else:
-            _say(f"env {name}", f"missing {suite.package}: pip install 'podracer-rl[{suite.extra}]'")
+            _say(f"env {name}", f"missing {suite.package}: {suite.how_to_get}")
 
 
 def _ffmpeg() -> None:

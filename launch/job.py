@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "num_hosts",
     "eval_episodes",
     "checkpoint_seconds",
+    "wandb",
     "anakin.updates_per_call",
     "sebulba.listen",
 )
@@ -39,6 +40,7 @@ class Request:
     devices: int | None = None
     hosts: int | None = None
     preset: str | None = None
+    wandb: str | None = None
     settings: Sequence[str] = ()
 
 
@@ -206,9 +208,14 @@ def make_runtime(job: JobConfig, parts: Parts, preset: str, run_dir: Path | None
     raise ConfigError(f"unknown runtime {job.runtime!r}: there are anakin and sebulba")
 
 
+def settings(job: JobConfig) -> dict[str, Any]:
+    """All settings in the grammar of `--set`, as JSON values."""
+    return {key: _plain(value) for key, value in keys(job).items()}
+
+
 def fingerprint(job: JobConfig) -> dict[str, Any]:
     """The settings that fix what a checkpoint of the job means."""
-    return {key: value for key, value in _encode(job).items() if key not in MAY_CHANGE}
+    return {key: value for key, value in settings(job).items() if key not in MAY_CHANGE}
 
 
 def save_job(run_dir: Path, job: JobConfig, preset: str) -> None:
@@ -218,7 +225,7 @@ def save_job(run_dir: Path, job: JobConfig, preset: str) -> None:
 
 def job_as_json(job: JobConfig, preset: str) -> str:
     """The text from which `job_from_json` makes the same job."""
-    return json.dumps({"format": FORMAT, "podracer": __version__, "preset": preset, "job": _encode(job)}, indent=2)
+    return json.dumps({"format": FORMAT, "podracer": __version__, "preset": preset, "job": settings(job)}, indent=2)
 
 
 def load_job(run_dir: Path) -> tuple[JobConfig, str]:
@@ -274,24 +281,20 @@ def _apply_preset(job: JobConfig, agent_class: Any, name: str) -> JobConfig:
 
 
 def _apply_flags(job: JobConfig, request: Request) -> JobConfig:
-    settings = parse_assignments(request.settings)
-    for key in settings:
+    assigned = parse_assignments(request.settings)
+    for key in assigned:
         if key in NOT_SETTINGS:
             raise ConfigError(f"--set {key}: use {NOT_SETTINGS[key]}")
-    job = override(job, settings)
+    job = override(job, assigned)
     flags: dict[str, Any] = {
         "num_steps": request.steps,
         "seed": request.seed,
         "num_seeds": request.seeds,
         "num_devices": request.devices,
         "num_hosts": request.hosts,
+        "wandb": request.wandb,
     }
     return dataclasses.replace(job, **{name: value for name, value in flags.items() if value is not None})
-
-
-def _encode(job: JobConfig) -> dict[str, Any]:
-    """All settings in the grammar of `--set`, as JSON values."""
-    return {key: _plain(value) for key, value in keys(job).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -83,6 +83,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run."),
         click.option("--resume", is_flag=True, help="Go on with the run in --run-dir."),
+        click.option("--wandb", metavar="PROJECT", help="Send metrics to Weights & Biases too: PROJECT or ENTITY/PROJECT."),
         click.option("--dry-run", is_flag=True, help="Print settings and plan, and stop."),
     ]
     return apply(options, command)

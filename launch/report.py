@@ -39,8 +39,8 @@ def finish(
     actor_params: list[Params],
     params: list[Params],
     requests: StopRequests,
-) -> None:
-    """Evaluates every seed and writes what a run folder shows.
+) -> dict[str, Any]:
+    """Evaluates every seed and writes what a run folder shows. Returns the content of summary.json.
 
     Args:
       actor_params: of each seed, what it acts with. params: of each seed, what `params_sha256` is of.
@@ -62,6 +62,7 @@ def finish(
         write_video(run_dir / "evaluation.mp4", stats[0].frames)
     files = ", ".join(sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("events.")))
     print(f"{run_dir}: {files}")
+    return summary
 
 
 def play(

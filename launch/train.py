@@ -18,6 +18,7 @@ from podracer.launch.signals import Stopped, StopRequests
 from podracer.metrics.log import MetricsLog
 from podracer.metrics.meter import Meter
 from podracer.metrics.progress import ProgressLine
+from podracer.metrics.wandb_run import WandbRun
 from podracer.runtimes.sebulba.supervisor import ActorsFailed
 
 _SECONDS_PER_ROW = 1.0
@@ -60,16 +61,25 @@ class Run:
         runtime.should_stop = lambda: self.requests.pending and self.host.num == 1
         checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job), host=self.host)
         self.requests.nothing_to_lose = True
+        wandb: WandbRun | None = None
+        failed = True
         try:
             state, counters = self._start(checkpoints)
-            state, counters = self._train(state, counters, checkpoints)
+            if self.job.wandb and self.host.first:
+                wandb = WandbRun(self.run_dir, self.job.wandb, jobs.settings(self.job))
+                self._say(f"Weights & Biases: {wandb.place}")
+            state, counters = self._train(state, counters, checkpoints, wandb)
             self.requests.nothing_to_lose = False
             self.host.went_on(then=_SECONDS_OF_EVALUATION)
             params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
             learned = [runtime.train_state(state, i).params for i in range(self.job.num_seeds)]
             if self.host.first:
-                report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
+                summary = report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
+                if wandb is not None:
+                    wandb.show(summary, self.run_dir)
+            failed = False
         except Stopped as stopped:
+            failed = False
             if not self.host.first:
                 pass
             elif self.requests.nothing_to_lose:
@@ -79,6 +89,8 @@ class Run:
             return stopped.exit_code
         finally:
             checkpoints.close()
+            if wandb is not None:
+                wandb.close(failed)
         return 0
 
     def _start(self, checkpoints: Checkpoints) -> tuple[Any, Counters]:
@@ -99,12 +111,12 @@ class Run:
         if self.host.first:
             print(text, flush=True)
 
-    def _train(self, state: Any, counters: Counters, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+    def _train(self, state: Any, counters: Counters, checkpoints: Checkpoints, wandb: WandbRun | None) -> tuple[Any, Counters]:
         runtime, host = self.runtime, self.host
         log: MetricsLog | None = None
         if host.first:
             (self.run_dir / "summary.json").unlink(missing_ok=True)  # it was of an earlier end
-            log = MetricsLog(self.run_dir, counters.num_updates)
+            log = MetricsLog(self.run_dir, counters.num_updates, wandb)
         recorder = Recorder(self.job, self.parts, log)
         stop = False
         last_save = time.monotonic()

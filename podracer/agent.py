@@ -6,6 +6,7 @@ where each method runs. A simple agent gives `Config`, `init`, `act` and `loss`;
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -221,6 +222,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         if num == 1:
             return grad(train_state.params, train_state, trajectory, key)
 
+        @functools.partial(jax.jit, inline=True)  # traced once, though its shapes are asked for first
         def one(part: tuple[Trajectory, Key]) -> tuple[Any, Metrics]:
             """What is summed, and what is of single columns."""
             grads, metrics = grad(train_state.params, train_state, *part)

@@ -66,6 +66,7 @@ class JobConfig:
     num_steps: budget in agent steps, over all environments.
     seed: the seed from which all randomness derives; num_seeds: population of seeds `seed, seed + 1, ...`.
     num_devices: of each host; 0 means all that there are. num_hosts: processes that run the job together, one a host.
+    wandb: `PROJECT` or `ENTITY/PROJECT` of Weights & Biases that gets the metrics too; empty: none.
     agent, env, anakin, sebulba: the settings of each part.
     """
 
@@ -81,6 +82,7 @@ class JobConfig:
     num_hosts: int = 1
     eval_episodes: int = 32
     checkpoint_seconds: float = 120.0
+    wandb: str = ""
     anakin: AnakinConfig = AnakinConfig()
     sebulba: SebulbaConfig = SebulbaConfig()
 

@@ -50,6 +50,13 @@ class Suite:
         """Whether the library behind the suite is installed. Imports nothing."""
         return not self.package or importlib.util.find_spec(self.package) is not None
 
+    @property
+    def how_to_get(self) -> str:
+        """What brings the library behind the suite, for people."""
+        if self.extra:
+            return f"pip install 'podracer-rl[{self.extra}]'"
+        return f"pip install {self.package}; where that fails, this Python has no package of it, and 3.11 has"
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvId:
@@ -88,7 +95,7 @@ def env(name: str) -> EnvId:
     suite_name, _, task = name.partition("/")
     found = suite(suite_name)
     if not found.available():
-        raise NotFound(f"{suite_name} needs {found.package}: pip install 'podracer-rl[{found.extra}]'")
+        raise NotFound(f"{suite_name} needs {found.package}: {found.how_to_get}")
     tasks = found.tasks()
     if task not in tasks:
         given = [t for t in tasks if t]

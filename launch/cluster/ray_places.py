@@ -18,7 +18,7 @@ from podracer.launch.cluster.processes import Processes, Report, free_port
 
 _CALL_SECONDS = 30.0
 _PATIENCE_SECONDS = 15.0
-_FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_")  # variables of the launcher that its processes get too
+_FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_", "WANDB_")  # variables of the launcher that its processes get too
 
 
 def authenticate(address: str | None) -> None:

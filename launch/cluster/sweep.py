@@ -116,12 +116,19 @@ def _run(sweep_dir: Path, folder: str, launch: tuple[str, ...], settings: Mappin
     if (run_dir / "config.json").exists():
         command.append("--resume")
     if not (run_dir / "summary.json").exists():
-        done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, cwd=folder, env=environment(sweep_dir), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         (run_dir if run_dir.exists() else sweep_dir).joinpath("output.log").write_text(done.stdout)
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-_TAIL_CHARACTERS:]}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return {"run_dir": str(run_dir), **{key: value for key, value in summary.items() if isinstance(value, (int, float))}}
+
+
+def environment(sweep_dir: Path) -> dict[str, str]:
+    """Of a run's process: with --wandb the runs of a sweep are a group, unless the user says which."""
+    return {"WANDB_RUN_GROUP": sweep_dir.name, **os.environ}
 
 
 def _tell(sweep_dir: Path, found: list[tuple[Any, dict[str, Any], Any]]) -> None:

@@ -341,7 +341,8 @@ def test_random_goals_in_the_large_maze_and_all_that_is_in_it(monkeypatch):
 
 
 @needs_vizdoom
-def test_processes_end_with_the_pool_and_with_their_worker():
+def test_processes_end_with_the_pool_and_with_their_worker_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     environment = registry.env("nav/vizdoom_maze").make(MINI)
     memory, others = set(Path("/dev/shm").glob("ViZDoom*")), psutil.Process().children()
 
@@ -363,6 +364,7 @@ def test_processes_end_with_the_pool_and_with_their_worker():
                 host.step(np.zeros(2, np.int32), TIMEOUT)
         host.close()
         assert end(mine)
+    assert not list(tmp_path.iterdir())  # Doom makes a folder where it starts
 
 
 def test_what_cannot_be_is_one_line(monkeypatch):

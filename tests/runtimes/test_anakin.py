@@ -107,6 +107,21 @@ def test_another_number_of_updates_does_not_compile_again(single):
     assert single._program._cache_size() == 1
 
 
+@pytest.mark.parametrize("microbatch", [0, 4])
+def test_who_asks_for_shapes_first_does_not_trace_the_loss_twice(microbatch):
+    class Counting(Impala):
+        traced = 0
+
+        def loss(self, *arguments):
+            Counting.traced += 1
+            return super().loss(*arguments)
+
+    runtime = build(Counting, {"agent.microbatch": microbatch}, num_devices=1)
+    runtime.memory()
+    runtime.trace()
+    assert Counting.traced == 1
+
+
 def test_no_implicit_transfer_to_the_host_while_running(single):
     state = single.init()
     count = jnp.int32(3)

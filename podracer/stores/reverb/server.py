@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from podracer.stores.reverb import install
-from podracer.stores.reverb.client import Client
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import ReverbError, ServerDied, Timeout
 from podracer.stores.reverb.tables import Table
 
@@ -137,8 +137,8 @@ class ReverbServer:
         self._port = int(answer["port"])
 
     def _check_restored(self) -> None:
-        with Client(self.address) as client:
-            restored = client.server_info(_GRACE_S).tables
+        with Connection(self.address) as connection:
+            restored = connection.server_info(_GRACE_S).tables
         for table in self.tables:
             for name in _KEPT:
                 have, want = getattr(restored[table.name], name), getattr(table, name)
