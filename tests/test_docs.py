@@ -9,8 +9,6 @@ import pytest
 from podracer import config, plan, registry
 from podracer.runtimes.anakin import Anakin
 
-pytestmark = pytest.mark.quick
-
 DOCS = Path(__file__).parents[1] / "docs"
 
 
