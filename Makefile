@@ -2,11 +2,12 @@
 # make pong     trains Muesli on Atari Pong, then evaluates; make demo: Catch, solved within two minutes
 # make check    before every commit, two minutes: lint, format, types (make lint) and the quick tests (make quick)
 # make test     the tests, a quarter of an hour; make test-slow: the long ones too, and what each took
+# make docs     the site of the documentation, in site/
 #
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= dev,pgx,ray,vizdoom,wandb
+EXTRAS ?= dev,docs,pgx,ray,vizdoom,wandb
 BIN := .venv/bin
 STAMP := .venv/.complete
 # The slim form: a minute and 170 MB, where the official one takes two and 1.3 GB. The installation itself writes this file.
@@ -15,7 +16,7 @@ REVERB := $(CACHE)/reverb/slim/.complete
 # With which podracer plan compiles for TPUs; see docs/plan.md.
 LIBTPU := $(CACHE)/compilers/tpu/.complete
 
-.PHONY: help setup pong demo check lint quick test test-slow
+.PHONY: help setup pong demo check lint quick test test-slow docs
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 .DEFAULT_GOAL := help
 
@@ -67,3 +68,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Any warning ends it: a link that leads nowhere, a module that no page has.
+docs: $(STAMP)
+	$(BIN)/python docs/tools/assemble.py build/docs
+	$(BIN)/zensical build --strict --clean

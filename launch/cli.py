@@ -238,7 +238,7 @@ def agents() -> None:
             continue
         summary = (sys.modules[found.__module__].__doc__ or found.__doc__ or "").strip().splitlines()
         print(f"{name:12} {summary[0] if summary else ''}")
-        for preset_name, preset in sorted(found.presets().items()):
+        for preset_name, preset in sorted(found.presets.items()):
             print(f"  {preset_name:28} {preset.num_steps:>13,} steps")
 
 

@@ -267,7 +267,7 @@ def _default_job(agent_name: str, env_name: str, runtime: str) -> JobConfig:
 
 
 def _apply_preset(job: JobConfig, agent_class: Any, name: str) -> JobConfig:
-    presets = agent_class.presets()
+    presets = agent_class.presets
     preset = presets.get(name) or agent_class.preset(name)
     if preset is None and not presets:
         raise ConfigError(f"--preset {name}: agent {job.agent_name} has no presets")

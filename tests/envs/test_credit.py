@@ -267,5 +267,5 @@ class TestInterleaving:
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="num_parallel=3 is more than the 2 tasks"):
         config.override(registry.suite("credit").config(), {"task_rewards": (1.0, 2.0)})
-    with pytest.raises(ConfigError, match="noise must not be negative"):
+    with pytest.raises(ConfigError, match="noise must be at least 0"):
         make("feedback_bandit", noise=-1.0)
