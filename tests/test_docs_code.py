@@ -11,6 +11,8 @@ from podracer import config, plan, registry
 from podracer.contract import ContractError, check_stream
 from podracer.runtimes.anakin import Anakin
 
+pytestmark = pytest.mark.quick
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 

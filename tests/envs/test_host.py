@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import gymnasium
+import host_environments
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,10 @@ CASES = {
     "envpool/CheetahRun-v1": {"env.max_steps": 7, "env.batch_size": 2},
     "nav/vizdoom_maze": {"env.maze": "mini", "env.max_steps": 7, "env.height": 24, "env.width": 24, "env.num_workers": 1},
 }
+
+
+def test_no_suite_of_the_host_is_left_out():
+    assert {name.partition("/")[0] for name in CASES} >= set(host_environments.SUITES)
 
 
 @dataclasses.dataclass(frozen=True)

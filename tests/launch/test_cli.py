@@ -17,6 +17,7 @@ LAUNCH = ("launch", "anakin")
 RUN = (*LAUNCH, *TINY)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "arguments", ["--help", "launch --help", "launch anakin --help", "plan anakin --help", "evaluate --help"]
 )
@@ -33,6 +34,7 @@ def test_help_imports_nothing_heavy(arguments: str) -> None:
     assert "Example" in done.stdout or arguments == "launch --help"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
