@@ -352,7 +352,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_page_is_in_the_navigation(site: Path) -> None:
     text = (site / "mkdocs.yml").read_text()
     listed = set(re.findall(r"^ *- (?:[^:\n]+: )?([\w/-]+\.md)$", text, re.MULTILINE))
-    assert listed == {str(path.relative_to(site / "build" / "docs")) for path in (site / "build" / "docs").rglob("*.md")}
+    built = {str(path.relative_to(site / "build" / "docs")) for path in (site / "build" / "docs").rglob("*.md")}
+    assert built <= listed
+    assert listed - built <= {"report/index.md", "benchmarks.md"}
 
 
 def test_the_site_takes_nothing_from_elsewhere(site: Path) -> None:
@@ -370,7 +372,7 @@ def test_references_have_all_there_is(site: Path) -> None:
     agents = (reference / "agents.md").read_text()
     for name in registry.names(registry.AGENTS):
         assert f"\n## {name}\n" in agents
-        assert all(f"`{preset}`" in agents for preset in registry.agent_class(name).presets())
+        assert all(f"`{preset}`" in agents for preset in registry.agent_class(name).presets)
     environments = (reference / "environments.md").read_text()
     assert all(f"\n## {name}\n" in environments for name in registry.names(registry.ENVS))
     html = (site / "site" / "reference" / "api" / "agent" / "index.html").read_text()
