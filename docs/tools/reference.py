@@ -26,7 +26,7 @@ API: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ops": ("Losses and returns", ("ops.*",)),
     "nets": ("Networks", ("nets.*",)),
     "search": ("Search", ("search.*",)),
-    "runtimes": ("Runtimes", ("runtimes.*", "plan", "hosts")),
+    "runtimes": ("Runtimes", ("runtimes.*", "plan", "hosts", "cache")),
     "stores": ("Stores", ("stores.*",)),
     "evaluate": ("Evaluation, checkpoints, metrics", ("evaluate", "match", "checkpoint", "metrics.*")),
     "aot": ("Plans for other hardware", ("aot.*",)),
@@ -88,7 +88,7 @@ def agents() -> str:
             summary += f" See [its page](../agents/{name}.md)."
         lines += [f"## {name}", "", summary, "", *_table(found.Config, "agent."), ""]
         lines += [f"### Presets of {name}", ""]
-        for preset_name, preset in sorted(found.presets().items()):
+        for preset_name, preset in sorted(found.presets.items()):
             values = [f"{key}={value}" for key, value in preset.overrides.items()]
             lines += [
                 f"`{preset_name}`, {preset.num_steps:,} agent steps:",
