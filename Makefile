@@ -1,6 +1,7 @@
 # make setup    a virtual environment in .venv with the podracer command in it, and one in the cache with Reverb's server
 # make pong     trains Muesli on Atari Pong, then evaluates; make demo: Catch, solved within two minutes
 # make test     the tests; make test-slow: the long ones too; make check: lint, format and types
+# make report   runs benchmarks for about an hour and writes docs/report; ARGS="--list" says what there is
 #
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
@@ -14,7 +15,7 @@ REVERB := $(CACHE)/reverb/slim/.complete
 # With which podracer plan compiles for TPUs; see docs/plan.md.
 LIBTPU := $(CACHE)/compilers/tpu/.complete
 
-.PHONY: help setup pong demo test test-slow check
+.PHONY: help setup pong demo test test-slow check report
 .DEFAULT_GOAL := help
 
 help:
@@ -59,3 +60,6 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+report: $(STAMP)
+	$(BIN)/python benchmarks/report.py $(ARGS)
