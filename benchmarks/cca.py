@@ -185,7 +185,7 @@ def run(case: Case, num_seeds: int) -> list[Result]:
     request = jobs.Request(
         runtime="anakin", agent="cca", env=case.env, steps=case.num_steps, seeds=num_seeds * len(case.members)
     )
-    runtime, job = common.population(request, case.settings, agent=Measured)
+    runtime, _, job = common.population(request, case.settings, agent=Measured)
     preset, state = job.agent.independence.weight, runtime.init()
     weights = common.members(np.array([preset if w is None else w for w in case.members.values()]), num_seeds, state)
     state = state.replace(train_state=state.train_state.replace(extra=weights))

@@ -179,11 +179,11 @@ def population(
     agent: Any = None,
     wrap: Callable[["Environment"], "Environment"] = lambda environment: environment,
     points: int = POINTS,
-) -> tuple["Anakin", "JobConfig"]:
-    """The runtime of the job that the command line would make, in calls that cut its budget into `points`.
+) -> tuple["Anakin", "Environment", "JobConfig"]:
+    """The runtime of the job that the command line would make, in calls that cut its budget into `points`, and its environment.
 
     Args:
-      settings: over those of the request. agent: a class to take the place of the agent's own. wrap: what becomes of the
+      settings: over those of the request. agent: a class to take the place of the agent's own; wrap: what becomes of its
         environment.
     """
     import jax
@@ -195,14 +195,13 @@ def population(
 
     job = config.override(jobs.new_job(request)[0], settings or {})
     if agent is None:
-        made = jobs.build(job)
-        environment, built = wrap(made.environment), made.agent
+        built, environment = jobs.build_agent(job)
     else:
         environment = wrap(registry.env(job.env_name).make(job.env))
         built = agent(environment.spec, job.agent)
     plan = make_plan(job, built, environment.spec, jax.local_device_count())
     plan = dataclasses.replace(plan, updates_per_call=math.ceil(plan.num_updates / points))
-    return Anakin(built, environment, plan), job
+    return Anakin(built, environment, plan), environment, job
 
 
 def members(values: Any, num_seeds: int, state: Any) -> Any:

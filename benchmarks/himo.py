@@ -230,8 +230,8 @@ def portal_row(steps: int, seeds: int, **settings: Any) -> Row:
     start = time.perf_counter()
     request = jobs.Request(runtime="anakin", agent="himo", env="hindsight/portal_choice", steps=steps, seeds=seeds)
     settings = {f"agent.{name}": value for name, value in settings.items()}
-    runtime, _ = common.population(request, settings, points=_POINTS)
-    roll_out = jax.jit(jax.vmap(functools.partial(_roll_out, runtime.agent, runtime.environment), in_axes=(0, 0)))
+    runtime, environment, _ = common.population(request, settings, points=_POINTS)
+    roll_out = jax.jit(jax.vmap(functools.partial(_roll_out, runtime.agent, environment), in_axes=(0, 0)))
     done = common.train(
         runtime, steps, look=lambda state: _probe(*roll_out(state.train_state.params, _keys(seeds))), start=start
     )

@@ -219,7 +219,7 @@ def run(case: Case, num_seeds: int) -> list[Result]:
         settings=case.settings,
     )
     wrap = PaddedActions if case.padded else lambda environment: environment
-    runtime, _ = common.population(request, agent=Sweep, wrap=wrap)
+    runtime, *_ = common.population(request, agent=Sweep, wrap=wrap)
     state, each = runtime.init(), list(case.members.values())
     numbers = {name: np.array([own[name] for own in each]) for name in each[0]}
     extra = (state.train_state.extra, common.members(numbers, num_seeds, state))

@@ -174,8 +174,8 @@ def run(case: Case, num_seeds: int) -> list[Result]:
     """Trains the members of a case together, and lets each play."""
     start, num_columns = time.perf_counter(), num_seeds * len(case.members)
     request = jobs.Request(runtime="anakin", agent="nav", env=ENV, steps=case.num_steps, seeds=num_columns)
-    runtime, _ = common.population(request, case.settings, agent=Measured)
-    agent, environment, state = runtime.agent, runtime.environment, runtime.init()
+    runtime, environment, _ = common.population(request, case.settings, agent=Measured)
+    agent, state = runtime.agent, runtime.init()
     weights = common.members(np.array(list(case.members.values())), num_seeds, state)
     state = state.replace(train_state=state.train_state.replace(extra=weights))
     done = common.train(runtime, case.num_steps, state, start=start)

@@ -9,6 +9,7 @@ from typing import Any
 
 import common
 import numpy as np
+from PIL import Image
 
 Line = Mapping[str, Any]
 _HEAD = """# Report
@@ -138,7 +139,7 @@ def _ends(line: Line) -> tuple[str, str]:
 
 def _parts(lines: Sequence[Line], folder: Path, stem: str) -> str:
     """Anakin, Sebulba: microseconds of the bare parts, stacked, beside the whole; the share."""
-    made, axes = common.figure(1, height=0.55 * len(lines) + 1.4)
+    made, axes = common.figure(1, width=8.5, height=0.5 * len(lines) + 1.4)
     (panel,) = axes[0]
     labels = [_setting(line) for line in lines]
     whole = [line["whole_us_per_step"] for line in lines]
@@ -148,9 +149,9 @@ def _parts(lines: Sequence[Line], folder: Path, stem: str) -> str:
         panel.barh(labels, width, left=left, color=f"C{i}", height=0.6, label=part)
         left += width
     panel.axvline(1.0, color="0.2", linestyle="--", label="the whole program")
-    panel.set(xlabel="time of the bare parts over that of the whole program, for the same steps", ylabel="")
+    panel.set(xlabel="time of the bare parts, in units of the whole program's", ylabel="")
     panel.invert_yaxis()
-    panel.legend(fontsize="small", ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    made.legend(fontsize="small", ncols=4, loc="outside upper center", frameon=False)
     rows = [
         [label, f"{line['agent_steps_per_second']:,}", f"{line['share']:.3f}", f"{line['whole_us_per_step']:.4g}"]
         + [f"{line[f'{part}_us_per_step']:.4g}" for part in ("environment", "act", "learn")]
@@ -172,11 +173,12 @@ def _setting(line: Line) -> str:
 def _bars(lines: Sequence[Line], folder: Path, stem: str) -> str:
     """Environments of the host, pictures of ray_maze: rates with the range of rounds."""
     rows = [[line["case"], line["num_envs"], f"{line['per_second']:,.0f}", _range(line["all"])] for line in lines]
-    made, axes = common.figure(1, height=0.4 * len(lines) + 1.2)
+    made, axes = common.figure(1, width=7.5, height=0.4 * len(lines) + 1.2)
     (panel,) = axes[0]
     middle, all_rates = np.array([line["per_second"] for line in lines]), [line["all"] for line in lines]
     error = [middle - [min(rates) for rates in all_rates], [max(rates) for rates in all_rates] - middle]
-    panel.barh([line["case"] for line in lines], middle, xerr=error, height=0.6, capsize=3)
+    panel.errorbar(middle, [line["case"] for line in lines], xerr=error, fmt="o", capsize=3)
+    panel.margins(y=0.3)
     panel.set(xscale="log", xlabel=f"{lines[0]['unit']} (median of rounds in turn, least to greatest)")
     panel.invert_yaxis()
     columns = ["case", "environments", lines[0]["unit"], "least to greatest"]
@@ -229,14 +231,15 @@ def _peer(lines: Sequence[Line], folder: Path, stem: str) -> str:
 
 
 def _reverb(lines: Sequence[Line], folder: Path, stem: str) -> str:
-    made, axes = common.figure(2, width=4.5, height=3.4)
+    made, axes = common.figure(2, width=5.2, height=3.4)
     for panel, (what, names) in zip(axes[0], _REVERB, strict=True):
         for i, (name, label) in enumerate(names.items()):
             places = np.arange(len(lines)) + 0.27 * (i - 1)
             panel.bar(places, [line[name] for line in lines], 0.25, label=label, color=f"C{i}")
         panel.set_xticks(range(len(lines)), [f"{line['case']}\n{line['item_bytes'] / 1e3:,.0f} kB" for line in lines])
         panel.set(yscale="log", ylabel=f"items/s: {what}")
-        panel.legend(fontsize="x-small")
+        panel.set_ylim(bottom=10)
+        panel.legend(fontsize="x-small", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     rows = [
         [line["case"], what, *(f"{line[name]:,}" for name in names), f"{line[f'ratio_{what}']:.2f}"]
         for line in lines
@@ -273,7 +276,7 @@ def _scaling(lines: Sequence[Line], folder: Path, stem: str) -> str:
         panel.set(xlabel=case)
         panel.legend(fontsize="small")
     speed.set(ylabel="agent steps/s", yscale="log" if case == "chips" else "linear")
-    sent.set(ylabel="MB reduced in an update, of a device", ylim=(0, 1.3 * max(line["bytes_reduced"] for line in lines) / 1e6))
+    sent.set(ylabel="MB reduced by a device, an update", ylim=(0, 1.3 * max(line["bytes_reduced"] for line in lines) / 1e6))
     if case != "chips":
         speed.set_ylim(bottom=0)
     return f"{_save(made, folder, stem, f'weak scaling over {case}')}\n{_facts(lines, folder, stem)}"
@@ -351,6 +354,8 @@ _SHOWS: Mapping[str, Callable[[Sequence[Line], Path, str], str]] = {
 
 def _save(made: Any, folder: Path, stem: str, alt: str) -> str:
     made.savefig(folder / f"{stem}.png", dpi=90)
+    with Image.open(folder / f"{stem}.png") as picture:
+        picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(folder / f"{stem}.png", optimize=True)
     return f"![{alt}]({stem}.png)\n"
 
 
