@@ -57,7 +57,7 @@ CASES = {
     "impala_cartpole": Case(
         "IMPALA on CartPole, Sebulba",
         _CARTPOLE.format("impala"),
-        800_000,
+        500_000,
         3,
         {
             "in turns (the preset)": Arm(),
@@ -74,8 +74,8 @@ CASES = {
     ),
     "muzero_sokoban": Case(
         "MuZero on Sokoban (mini), Anakin",
-        "anakin --agent muzero --env sokoban/mini --set eval_episodes=100 --set agent.decay_updates=2344",
-        150_000,
+        "anakin --agent muzero --env sokoban/mini --set eval_episodes=100 --set agent.decay_updates=1563",
+        100_000,
         2,
         {"search in the environment": Arm(), "baseline: One-Step, the same network": Arm(_ONE_STEP, control=True)},
     ),
