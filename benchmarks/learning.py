@@ -56,7 +56,7 @@ CASES = {
     ),
     "impala_cartpole": Case(
         "IMPALA on CartPole, Sebulba",
-        _CARTPOLE.format("impala"),
+        f"{_CARTPOLE.format('impala')} --set agent.decay_updates=781",
         500_000,
         3,
         {
