@@ -109,7 +109,7 @@ def build(job: JobConfig, available_devices: int | None = None) -> Parts:
     from podracer.plan import make_plan
 
     agent, environment = build_agent(job)
-    plan = make_plan(job, agent, environment.spec, available_devices or jax.local_device_count())
+    plan = make_plan(job, agent, available_devices or jax.local_device_count())
     return Parts(agent=agent, environment=environment, plan=plan)
 
 

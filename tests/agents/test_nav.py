@@ -375,7 +375,7 @@ def build(runtime, **changes):
     job = JobConfig("nav", "cue", config, (), runtime=runtime.__name__.lower())
     few = {"anakin.num_envs": 16, "sebulba.actor_devices": 1, "sebulba.learner_devices": 1, "sebulba.sync": True}
     job, agent = override(job, few), Nav(environment.spec, config)
-    return runtime(agent, environment, make_plan(job, agent, environment.spec, len(jax.devices())))
+    return runtime(agent, environment, make_plan(job, agent, len(jax.devices())))
 
 
 @pytest.fixture(scope="module")
