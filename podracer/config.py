@@ -114,7 +114,7 @@ def require(
     """Holds fields of `config` to a range, in the `__post_init__` of a dataclass; None, where a field may be that, passes.
 
     Raises:
-      ValueError: a field lies outside; one line, which names it and the range.
+      ConfigError: a field lies outside; one line, which names it and the range.
     """
     bounds = [
         (text, holds, bound)
@@ -130,7 +130,7 @@ def require(
         value = getattr(config, name)
         if value is not None and not all(holds(value, bound) for _, holds, bound in bounds):
             allowed = " and ".join(f"{text} {bound:g}" for text, _, bound in bounds)
-            raise ValueError(f"{name} must be {allowed}, not {value:g}")
+            raise ConfigError(f"{name} must be {allowed}, not {value:g}")
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:
@@ -186,13 +186,12 @@ def _override_one(config: Any, path: list[str], value: Any, key: str) -> Any:
     if _is_config(current):
         inner = next(iter(keys(current)), "...")
         raise ConfigError(f"{key!r} is a group of settings: set one of them, for example {key}.{inner}=...")
-    hint_type = typing.get_type_hints(type(config)).get(name, Any)
+    value = _coerce(value, typing.get_type_hints(type(config)).get(name, Any), key)
     try:
-        return dataclasses.replace(config, **{name: _coerce(value, hint_type, key)})
-    except ConfigError:
-        raise
+        return dataclasses.replace(config, **{name: value})
     except ValueError as error:  # a dataclass that validates itself
-        raise ConfigError(f"{key}: {error}") from error
+        group, text = key.removesuffix(name), str(error)
+        raise ConfigError(f"{group}{text}" if text.startswith(name) else f"{key}: {text}") from error
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:
