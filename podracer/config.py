@@ -14,6 +14,11 @@ class ConfigError(ValueError):
     """A configuration that cannot be. Its text is one line that says what to do."""
 
 
+def one_line(error: BaseException) -> str:
+    """The text of an error of somebody else, for a message of ours."""
+    return " ".join(str(error).split())
+
+
 @dataclasses.dataclass(frozen=True)
 class AnakinConfig:
     """Settings of the Anakin runtime.
@@ -67,6 +72,7 @@ class JobConfig:
     num_steps: budget in agent steps, over all environments.
     seed: the seed from which all randomness derives; num_seeds: population of seeds `seed, seed + 1, ...`.
     num_devices: of each host; 0 means all that there are. num_hosts: processes that run the job together, one a host.
+    eval_episodes: played after training, of each seed. checkpoint_seconds: between two checkpoints.
     wandb: `PROJECT` or `ENTITY/PROJECT` of Weights & Biases that gets the metrics too; empty: none.
     agent, env, anakin, sebulba: the settings of each part.
     """
@@ -131,6 +137,12 @@ def require(
         if value is not None and not all(holds(value, bound) for _, holds, bound in bounds):
             allowed = " and ".join(f"{text} {bound:g}" for text, _, bound in bounds)
             raise ConfigError(f"{name} must be {allowed}, not {value:g}")
+
+
+def filled(config: Any, own: Mapping[str, Any]) -> Any:
+    """`config` with the values of `own` in the fields that still have their default, which stands for "the task's own"."""
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: value for name, value in own.items() if getattr(config, name) == default[name]})
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:

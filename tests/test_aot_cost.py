@@ -15,6 +15,8 @@ from podracer.nets.torso import Conv
 from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.sebulba.runtime import Sebulba
 
+pytestmark = pytest.mark.quick
+
 
 def counted(function, *shapes, choose=cost.dearest):
     return cost.count(jax.make_jaxpr(function)(*[jnp.zeros(shape) for shape in shapes]), choose)

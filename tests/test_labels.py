@@ -19,6 +19,8 @@ from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.sebulba.runtime import Sebulba
 from podracer.types import ActorOutput, EnvironmentSpec
 
+pytestmark = pytest.mark.quick
+
 LENGTH = 4
 
 

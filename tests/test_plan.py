@@ -8,6 +8,8 @@ from podracer import config, plan, registry
 from podracer.agent import DataSpec
 from podracer.agents.impala.agent import Impala
 
+pytestmark = pytest.mark.quick
+
 
 def make(available=8, replay=None, **fields):
     overrides = {key: fields.pop(key) for key in list(fields) if "." in key}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from podracer.envs.nav import doom_wad
+from podracer.envs.nav.camera import spread
 from podracer.envs.nav.doom_wad import SQUARE, Kind
 
 _SETTLE = 8
@@ -200,11 +201,6 @@ def _units(position: np.ndarray) -> tuple[int, int]:
 
 def _middle(size: int, part: int) -> slice:
     return slice((size - part) // 2, (size + part) // 2)
-
-
-def spread(count: int, extent: float) -> np.ndarray:
-    """Middles of `count` equal parts of [-extent, extent]."""
-    return extent * ((2 * np.arange(count) + 1) / count - 1)
 
 
 def _averages(size: int, count: int) -> np.ndarray:

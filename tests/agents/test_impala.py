@@ -12,6 +12,8 @@ from podracer import config, registry, types
 from podracer.agents.impala.agent import Impala
 from podracer.types import FIRST, LAST, MID, Mode
 
+pytestmark = pytest.mark.quick
+
 
 @functools.cache
 def make(**overrides):

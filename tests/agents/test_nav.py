@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from podracer import types
+from podracer import registry, types
 from podracer.agents.nav import losses
 from podracer.agents.nav.agent import Nav
 from podracer.agents.nav.config import VARIANTS, NavConfig
@@ -408,3 +408,12 @@ def test_memory_learns_what_the_encoder_cannot_know(anakin):
     _, learned = forgetful.run(state, 20)
     assert learned["episode_return"] < 0.4
     assert learned["position_accuracy"] < 0.75
+
+
+def test_depth_as_the_defaults_have_it_can_be_told_apart():
+    """The default mazes' depth is in proportion to distance: to the paper's power nearly all of it would be one band."""
+    environment = registry.env("nav/ray_maze").make()
+    label = jax.jit(jax.vmap(lambda key: environment.reset(key)[1].aux["depth"]))(jax.random.split(jax.random.key(0), 64))
+    of_bands = lambda power: np.bincount(np.ravel(losses.depth_bands(label**power))) / label.size  # noqa: E731
+    assert of_bands(Nav.Config().depth_power).max() < 0.8
+    assert of_bands(10.0).max() > 0.99

@@ -8,6 +8,8 @@ import pytest
 from podracer import registry
 from podracer.launch import job as jobs
 
+pytestmark = pytest.mark.quick
+
 ENVIRONMENTS = {
     "paper": "nav/ray_maze",
     "paper_atari": "atari/pong",

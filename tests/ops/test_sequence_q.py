@@ -10,6 +10,8 @@ import pytest
 from podracer.ops import episodes, sequence_q
 from podracer.types import FIRST, LAST, MID, TimeStep
 
+pytestmark = pytest.mark.quick
+
 T, A, GAMMA = 14, 3, 0.9
 # Two whole episodes and a third that does not end: a termination, then a truncation; the second has one transition.
 STEP_TYPES = [MID, MID, MID, LAST, FIRST, LAST, FIRST, MID, MID, MID, MID, LAST, FIRST, MID, MID]
