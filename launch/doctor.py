@@ -123,12 +123,12 @@ def _reverb() -> None:
 
 
 def _ffmpeg() -> None:
-    try:
-        import imageio_ffmpeg
+    from podracer.metrics import pictures
 
-        _say("ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
-        _say("ffmpeg", f"missing, so no films: pip install 'imageio[ffmpeg]' ({one_line(error, 100)})")
+    try:
+        _say("ffmpeg", pictures.ffmpeg())
+    except pictures.NoFfmpeg as missing:
+        _say("ffmpeg", str(missing))
 
 
 def _planning() -> None:
