@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from podracer import registry
 from podracer.cache import cache_dir
-from podracer.launch.words import many, one_line
+from podracer.launch.words import many, one_line, row
 
 _PACKAGE = "podracer-rl"
 _KEY_LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "rlax", "mctx", "numpy", "envpool", "ale-py")
@@ -35,7 +35,7 @@ def examine() -> int:
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{name:18} {text}", flush=True)
+    row(name, text, 18)
 
 
 def _python() -> None:
