@@ -21,7 +21,7 @@ from podracer.launch.options import Count, complete_env, job_options, run_option
 from podracer.launch.plan_command import plan
 from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
-from podracer.launch.words import complain
+from podracer.launch.words import complain, row
 
 _LAST_WAIT_SECONDS = 7 * 86400.0  # for the host that evaluates
 _SEBULBA_HELP = """Train an agent on environments of the host (Sebulba).
@@ -234,10 +234,10 @@ def agents() -> None:
         try:
             found = registry.agent_class(name)
         except ImportError as error:
-            print(f"{name:12} cannot be imported: {error}")
+            row(name, f"cannot be imported: {error}", 12)
             continue
         summary = (sys.modules[found.__module__].__doc__ or found.__doc__ or "").strip().splitlines()
-        print(f"{name:12} {summary[0] if summary else ''}")
+        row(name, summary[0] if summary else "", 12)
         for preset_name, preset in sorted(found.presets.items()):
             print(f"  {preset_name:28} {preset.num_steps:>13,} steps")
 
@@ -249,7 +249,7 @@ def envs(suite: str | None) -> None:
     prepare()
     if suite is None:
         for name in registry.names(registry.ENVS):
-            print(_suite_line(name))
+            row(name, _of_suite(name), 12)
         print("podracer envs SUITE lists the environments of a suite")
         return
     found = registry.suite(suite)
@@ -257,13 +257,13 @@ def envs(suite: str | None) -> None:
         print(f"{suite}/{task}" if task else suite)
 
 
-def _suite_line(name: str) -> str:
+def _of_suite(name: str) -> str:
     try:
         suite = registry.suite(name)
     except ImportError as error:
-        return f"{name:12} cannot be imported: {error}"
+        return f"cannot be imported: {error}"
     missing = "" if suite.available() else f" (missing: {suite.how_to_get})"
-    return f"{name:12} {suite.summary}{missing}"
+    return f"{suite.summary}{missing}"
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from podracer import registry
 from podracer.cache import cache_dir
-from podracer.launch.words import many, one_line
+from podracer.launch.words import many, one_line, row
 
 _PACKAGE = "podracer-rl"
 _KEY_LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "rlax", "mctx", "numpy", "envpool", "ale-py")
@@ -35,7 +35,7 @@ def examine() -> int:
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{name:18} {text}", flush=True)
+    row(name, text, 18)
 
 
 def _python() -> None:
@@ -123,12 +123,12 @@ def _reverb() -> None:
 
 
 def _ffmpeg() -> None:
-    try:
-        import imageio_ffmpeg
+    from podracer.metrics import pictures
 
-        _say("ffmpeg", imageio_ffmpeg.get_ffmpeg_exe())
-    except (ImportError, RuntimeError) as error:
-        _say("ffmpeg", f"missing, so no films: pip install 'imageio[ffmpeg]' ({one_line(error, 100)})")
+    try:
+        _say("ffmpeg", pictures.ffmpeg())
+    except pictures.NoFfmpeg as missing:
+        _say("ffmpeg", str(missing))
 
 
 def _planning() -> None:

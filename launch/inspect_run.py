@@ -15,7 +15,7 @@ from podracer.launch import job as jobs
 from podracer.launch import report
 from podracer.launch.signals import StopRequests
 from podracer.match import AgentOpponent, Match, Opponent, as_opponent, random_opponent
-from podracer.metrics.pictures import write_video
+from podracer.metrics.pictures import NoFfmpeg, ffmpeg, write_video
 from podracer.types import Params
 
 
@@ -94,7 +94,7 @@ def evaluate_run(
       ConfigError, registry.NotFound, environment.Unsupported: there is no such opponent, or it cannot play here.
     """
     if video is not None:
-        _check_writable(video)
+        _check_film(video)
     job, agent, environment = _build(run_dir, settings)
     against = find_opponent(opponent, job, environment) if opponent else None
     run = _learned(run_dir, job, agent, environment)
@@ -115,12 +115,15 @@ def evaluate_run(
         print(f"wrote {video}, {len(frames)} frames")
 
 
-def _check_writable(path: Path) -> None:
-    """Before anything is played. Raises ConfigError."""
+def _check_film(path: Path) -> None:
+    """Whether one can be made and written, before anything is played. Raises ConfigError."""
     new = not path.exists()
     try:
+        ffmpeg()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
+    except NoFfmpeg as missing:
+        raise ConfigError(f"--video: {missing}") from missing
     except OSError as error:
         raise ConfigError(f"--video {path}: {error.strerror}") from error
     if new:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def _command(*arguments: object) -> list[str]:
-    import sys
-
     return [sys.executable, "-m", "podracer.launch.cli", *map(str, arguments)]
 
 
@@ -156,6 +155,18 @@ def test_numbers_that_are_none_stop_the_run(podracer: Callable[..., Any], tmp_pa
     assert "last good checkpoint is update 7" in result.err
     assert not (run_dir / "summary.json").exists()
     assert podracer("evaluate", run_dir, "--episodes", 4).code == 0
+
+
+def test_without_ffmpeg_a_run_ends_well(podracer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # type: ignore[arg-type]
+    run_dir = tmp_path / "run"
+    result = podracer(*RUN, "--steps", 200, "--run-dir", run_dir)
+    assert (result.code, result.err) == (0, "")
+    assert "no ffmpeg, so no films: pip install 'imageio[ffmpeg]'" in result.out
+    assert (run_dir / "summary.json").exists()
+    film = podracer("evaluate", run_dir, "--video", tmp_path / "film.mp4")
+    assert (film.code, film.err) == (2, "podracer: --video: no ffmpeg, so no films: pip install 'imageio[ffmpeg]'\n")
+    assert "no ffmpeg" in podracer("doctor").out
 
 
 def test_a_population_has_median_and_band(podracer: Callable[..., Any], tmp_path: Path) -> None:
