@@ -3,6 +3,7 @@
 # make check    before every commit, two minutes: lint, format, types (make lint) and the quick tests (make quick)
 # make test     the tests, a quarter of an hour; make test-slow: the long ones too, and what each took
 # make docs     the site of the documentation, in site/
+# make report   runs benchmarks for about an hour and writes docs/report; ARGS="--list" says what there is
 #
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
@@ -16,7 +17,7 @@ REVERB := $(CACHE)/reverb/slim/.complete
 # With which podracer plan compiles for TPUs; see docs/plan.md.
 LIBTPU := $(CACHE)/compilers/tpu/.complete
 
-.PHONY: help setup pong demo check lint quick test test-slow docs
+.PHONY: help setup pong demo check lint quick test test-slow docs report
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 .DEFAULT_GOAL := help
 
@@ -73,3 +74,6 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/tools/assemble.py build/docs
 	$(BIN)/zensical build --strict --clean
+
+report: $(STAMP)
+	$(BIN)/python benchmarks/report.py $(ARGS)

@@ -299,7 +299,7 @@ def _is_users_mistake(error: Exception) -> bool:
 def main() -> None:
     """Entry point. A user's mistake is one line on stderr and exit code 2; a bug keeps its traceback."""
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, prog_name="podracer")
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.Abort:

@@ -49,14 +49,22 @@ def load(run_dir: Path, settings: Mapping[str, Any] | None = None) -> Learned:
       ConfigError: the folder holds no run or no checkpoint, or the checkpoint is damaged; or a setting is unknown, or makes
         another network than was trained.
     """
-    trained, _ = jobs.load_job(run_dir)
-    for key in settings or {}:
+    return _learned(run_dir, *_build(run_dir, settings or {}))
+
+
+def _build(run_dir: Path, settings: Mapping[str, Any]) -> tuple[JobConfig, Any, Any]:
+    """The job of a run under `settings`, its agent and its environment. Raises ConfigError, and as `job.build_agent`."""
+    for key in settings:
         if not key.startswith(("agent.", "env.")):
             raise ConfigError(f"--set {key}: evaluation takes settings of agent.* and env.* alone")
-    job = override(trained, settings or {})
-    agent, environment = jobs.build_agent(job)
+    job = override(jobs.load_job(run_dir)[0], settings)
+    return job, *jobs.build_agent(job)
+
+
+def _learned(run_dir: Path, job: JobConfig, agent: Any, environment: Any) -> Learned:
+    """What `_build` gave, with the newest checkpoint. Raises ConfigError."""
     target = jax.eval_shape(lambda: agent.actor_params(agent.init(jax.random.key(0))))
-    checkpoints = Checkpoints(run_dir / "checkpoints", jobs.fingerprint(trained))
+    checkpoints = Checkpoints(run_dir / "checkpoints", jobs.fingerprint(jobs.load_job(run_dir)[0]))
     try:
         saved = checkpoints.restore_params([target] * job.num_seeds)
     finally:
@@ -87,16 +95,16 @@ def evaluate_run(
     """
     if video is not None:
         _check_writable(video)
-    run = load(run_dir, settings)
-    job = run.job
-    against = find_opponent(opponent, job, run.environment) if opponent else None
+    job, agent, environment = _build(run_dir, settings)
+    against = find_opponent(opponent, job, environment) if opponent else None
+    run = _learned(run_dir, job, agent, environment)
     print(f"{job.agent_name} on {job.env_name} after {run.num_updates:,} updates", flush=True)
     if against is None:
-        evaluator = Evaluator(run.agent, run.environment, episodes, seed=seed)
+        evaluator = Evaluator(agent, environment, episodes, seed=seed)
         stats = report.play(evaluator, run.params, episodes, video is not None, requests)
         lines, frames = report.describe(job, stats), stats[0].frames
     else:
-        match = Match(run.agent, against.opponent, against.environment, episodes, seed=seed)
+        match = Match(agent, against.opponent, against.environment, episodes, seed=seed)
         games = report.play(match, run.params, episodes, video is not None, requests)
         lines, frames = report.describe_match(job, games, against.name), games[0].frames
     print("\n".join(lines))
@@ -147,19 +155,20 @@ def find_opponent(name: str, job: JobConfig, environment: Any) -> Against:
 
 
 def _other_run(run_dir: Path, job: JobConfig, environment: Any) -> Against:
-    other = load(run_dir)
-    if other.job.env_name != job.env_name:
-        raise ConfigError(f"--opponent {run_dir} plays {other.job.env_name}, not {job.env_name}")
+    other_job, agent, its_environment = _build(run_dir, {})
+    if other_job.env_name != job.env_name:
+        raise ConfigError(f"--opponent {run_dir} plays {other_job.env_name}, not {job.env_name}")
     # A search in the true environment needs more in its observations than other agents do.
-    for place in (environment, other.environment):
-        if _serves(place.spec, environment.spec) and _serves(place.spec, other.environment.spec):
+    for place in (environment, its_environment):
+        if _serves(place.spec, environment.spec) and _serves(place.spec, its_environment.spec):
             break
     else:
         raise ConfigError(f"--opponent {run_dir} plays {job.env_name} with other settings, where it observes something else")
+    other = _learned(run_dir, other_job, agent, its_environment)
     name = f"{other.job.agent_name} of {run_dir} after {other.num_updates:,} updates"
     if other.job.num_seeds > 1:
         name += f", seed {other.job.seed}"
-    return Against(name, AgentOpponent(other.agent, other.params[0]), place)
+    return Against(name, AgentOpponent(agent, other.params[0]), place)
 
 
 def _serves(place: Any, spec: Any) -> bool:

@@ -16,6 +16,11 @@ class Inner:
     width: int = 8
     kind: Literal["a", "b"] = "a"
 
+    def __post_init__(self) -> None:
+        config.require(self, "width", at_least=1, below=100)
+        if self.width == 13:
+            raise ValueError("thirteen is not for us")
+
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
@@ -69,6 +74,8 @@ def test_text_becomes_the_type_of_the_field(key, text, value):
         ("inner.kind=c", "choose one of a, b"),
         ("inner=3", "'inner' is a group of settings: set one of them, for example inner.width=..."),
         ("sizes=a,b", "expected int"),
+        ("inner.width=0", "inner.width must be at least 1 and below 100, not 0"),
+        ("inner.width=13", "inner.width: thirteen is not for us"),
         ("rate", "write key=value"),
     ],
 )
@@ -107,3 +114,9 @@ def test_a_preset_takes_more_overrides_and_keeps_its_own():
     preset = config.Preset(100, {"a": 1, "b": 2})
     assert preset.also({"b": 3, "c": 4}) == config.Preset(100, {"a": 1, "b": 3, "c": 4})
     assert preset.overrides == {"a": 1, "b": 2}
+
+
+def test_own_values_fill_what_was_left_to_its_default():
+    assert config.filled(Outer(steps=3), {"steps": 5, "rate": 0.5}) == Outer(steps=3, rate=0.5)
+    with pytest.raises(config.ConfigError, match="width must be at least 1"):
+        config.filled(Inner(), {"width": 0})

@@ -114,7 +114,7 @@ def _returns(stats: MatchStats, mine: float, theirs: float) -> np.ndarray:
     return np.array([one(bool(first), int(length)) for first, length in zip(stats.first, stats.lengths, strict=True)])
 
 
-@pytest.mark.parametrize(("num_games", "num_envs"), [(1, 32), (7, 3), (8, 3), (9, 2), (30, 8), (33, 32)])
+@pytest.mark.parametrize(("num_games", "num_envs"), [(1, 32), (8, 3), (9, 2), (33, 32)])
 def test_rewards_are_signed_by_who_moved_and_each_begins_half(num_games: int, num_envs: int) -> None:
     stats = _play(Fixed(), 1, Memoryless(lambda timestep, key: jnp.full(key.shape, 2)), num_games, num_envs=num_envs)
     assert stats.returns.shape == stats.first.shape == stats.lengths.shape == (num_games,)

@@ -23,6 +23,8 @@ from podracer.nets.torso import TorsoConfig
 from podracer.ops import columns, moments
 from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
 
+pytestmark = pytest.mark.quick
+
 EXACT = MuesliConfig(
     torso=TorsoConfig(hidden=(8,)),
     dynamics=DynamicsConfig(size=8),

@@ -125,7 +125,7 @@ def test_what_cannot_run_in_anakin_says_what_to_do(name):
         make(name).vectorize(2, 0)
 
 
-@pytest.mark.parametrize("name", ["catch", "gymnax/CartPole-v1"])
+@pytest.mark.parametrize("name", ["catch", "credit/feedback_bandit"])  # the latter draws at every step
 def test_pure_environments_do_on_the_host_what_they_do_in_anakin(name):
     """The keys are those of runtimes/anakin.py, for environments 2 to 5 of a larger job."""
     environment = make(name)
