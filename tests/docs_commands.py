@@ -3,10 +3,14 @@
 import dataclasses
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs" / "tools"))
+import reference  # noqa: E402
+
 SHELLS = ("console", "sh", "bash", "shell")
 PROGRAMS = ("podracer", "make", "python", "pip")
 OTHERS = ("apt", "source", "eval", "git", "cd", "ray")
@@ -31,14 +35,15 @@ def pages() -> list[Path]:
 
 
 def commands() -> list[Command]:
-    """All commands of all pages, those of sessions with answers (`$ podracer ...`) apart: see `sessions`."""
-    return [command for page in pages() for command in _of_page(page)]
+    """All commands of all pages and of `--help`, those of sessions with answers (`$ podracer ...`) apart: see `sessions`."""
+    found = [command for page in pages() for command in _of_text(page.read_text(), str(page.relative_to(ROOT)))]
+    return found + list(_of_text(reference.commands(), "--help"))
 
 
 def sessions(page: Path) -> list[tuple[Command, str]]:
     """Commands behind a `$` with the lines that answer them."""
     found: list[tuple[Command, str]] = []
-    for number, info, line in _code(page):
+    for number, info, line in _code(page.read_text()):
         if info not in SHELLS:
             continue
         if line.startswith("$ "):
@@ -50,35 +55,35 @@ def sessions(page: Path) -> list[tuple[Command, str]]:
 
 def answers(page: Path) -> list[str]:
     """Lines of blocks of text that are answers of podracer."""
-    return [line for _, info, line in _code(page) if info == "text" and line.startswith("podracer: ")]
+    return [line for _, info, line in _code(page.read_text()) if info == "text" and line.startswith("podracer: ")]
 
 
-def _of_page(page: Path) -> Iterator[Command]:
-    name = str(page.relative_to(ROOT))
-    held, answered = "", False
-    for number, info, line in _code(page):
-        text, held = held + line.strip(), ""
-        where = f"{name}:{number}"
-        answered = line.startswith("$ ") or (answered and line.startswith("podracer: "))
-        if not text or answered:
-            continue
-        if text.endswith("\\"):
-            held = text[:-1]
-        elif (first := _first(text)) in PROGRAMS and (info or not line.startswith(" ")):
-            yield from (_command(part, where) for part in _joined(text))
-        elif info in SHELLS and first not in OTHERS and not text.startswith("#"):
-            raise ValueError(f"{where}: what is {text!r}? Name the program in {__name__}.PROGRAMS or OTHERS")
-    prose = re.sub(r"^```.*?^```", lambda match: "\n" * match.group(0).count("\n"), page.read_text(), flags=re.M | re.S)
+def _of_text(text: str, name: str) -> Iterator[Command]:
+    lines: list[tuple[str, str, str]] = []  # where, kind of block, text: with what goes on in the next line
+    for number, info, line in _code(text):
+        goes_on = lines and (lines[-1][2].endswith("\\") or (info in SHELLS and line.startswith("  ")))
+        if goes_on:
+            where, _, before = lines.pop()
+            lines.append((where, info, f"{before.removesuffix(chr(92)).rstrip()} {line.strip()}"))
+        elif line.strip():
+            lines.append((f"{name}:{number}", info, line))
+    for where, info, line in lines:
+        first = _first(line)
+        if first in PROGRAMS and (info in SHELLS or not (info or line.startswith(" "))):
+            yield from (_command(part, where) for part in re.split(" && |; ", line) if _first(part) in PROGRAMS)
+        elif info in SHELLS and first not in (*OTHERS, "$", "podracer:") and not line.startswith("#"):
+            raise ValueError(f"{where}: what is {line!r}? Name the program in {__name__}.PROGRAMS or OTHERS")
+    prose = re.sub(r"^```.*?^```", lambda match: "\n" * match.group(0).count("\n"), text, flags=re.M | re.S)
     for match in re.finditer(r"`((?:podracer |python benchmarks/|make )[^`]+)`", prose):
         where = f"{name}:{prose[: match.start()].count(chr(10)) + 1}"
         yield _command(" ".join(match.group(1).split()), where)
 
 
-def _code(page: Path) -> Iterator[tuple[int, str, str]]:
+def _code(text: str) -> Iterator[tuple[int, str, str]]:
     """Number, kind of block and text of the lines of code. An indented block is of the kind ""."""
     fence, indented = None, False
     before = ""
-    for number, line in enumerate(page.read_text().splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):
             fence = None if fence is not None else line[3:].split(" ")[0]
         elif fence is not None:
@@ -89,11 +94,6 @@ def _code(page: Path) -> Iterator[tuple[int, str, str]]:
         elif line.strip():
             indented = False
         before = line
-
-
-def _joined(text: str) -> list[str]:
-    """`a && b` are two commands."""
-    return [part for part in text.split(" && ") if _first(part) in PROGRAMS]
 
 
 def _first(text: str) -> str:

@@ -1,9 +1,9 @@
 """The documentation is true: its commands are real, its links lead somewhere, its errors are what people get, its site builds.
 
-Every command of every page is checked. Training is `--dry-run`, which makes the agent, the environment and the runtime and
-shows every name, flag, preset and shape to be right; `evaluate`, `agents`, `envs` and `doctor` really run, on runs of a few
-steps. Plans are made up to the compiler. Of benchmarks, and of commands that need a server, a cluster or the network, words and
-options are parsed. What says `# needs ...` takes hardware, and only its words are parsed too.
+Every command of every page, and of `--help`, is checked. Training is `--dry-run`, which makes the agent, the environment and
+the runtime and shows every name, flag, preset and shape to be right; `evaluate`, `agents`, `envs` and `doctor` really run, on
+runs of a few steps. Plans are made up to the compiler. Of benchmarks, and of commands that need a server, a cluster or the
+network, words and options are parsed; `# needs ...` beside a command says that it takes what a test does not have.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import pytest
 from docs_commands import NEEDS, ROOT, Command, answers, commands, pages, sessions
 
 from podracer import registry
+from podracer.config import keys
 from podracer.launch import cli
 from podracer.launch import job as jobs
 from podracer.launch import plan as plans
@@ -74,10 +75,7 @@ def test_a_command_of_the_docs_is_a_real_one(command: Command, runs: Path, monke
     monkeypatch.syspath_prepend(str(runs))
     program, *words = command.words
     check: Callable[..., None] = {"podracer": _podracer, "make": _make, "python": _benchmark, "pip": _pip}[program]
-    if program == "podracer":
-        check(command, words, monkeypatch)
-    else:
-        check(words, monkeypatch)
+    check(words, monkeypatch)
 
 
 def test_commands_are_found_everywhere() -> None:
@@ -94,7 +92,7 @@ def test_commands_are_found_everywhere() -> None:
     assert 0 < len(marked) < 10, "marks are for hardware alone"
 
 
-def _podracer(command: Command, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def _podracer(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = " ".join(words).split(" | ")
     if others:  # `reverb install | serve`: several that differ in a word
         for text in others:
@@ -102,14 +100,14 @@ def _podracer(command: Command, words: list[str], monkeypatch: pytest.MonkeyPatc
         words = first.split()
     words = _filled(words)
     name, inner = words[0], words[1:]
-    if name == "launch" and len(inner) > 1 and inner[0] in JOB:
+    if name in ("agents", "envs", "doctor") or "--help" in words:
+        assert _run(monkeypatch, words) == 0
+    elif name == "launch" and len(inner) > 1 and inner[0] in JOB:
         assert _dry_run(words, monkeypatch) == 0
     elif name == "plan" and len(inner) > 1 and inner[0] in JOB:
         _planned(words, monkeypatch)
     elif name == "evaluate" and inner:
-        _evaluated(command, inner, monkeypatch)
-    elif name in ("agents", "envs", "doctor") or "--help" in words:
-        assert _run(monkeypatch, words) == 0
+        _evaluated(inner, monkeypatch)
     else:
         _parsed(words)
     if "--" in words:  # a sweep's or a cluster's
@@ -165,15 +163,21 @@ def _planned(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         _run(monkeypatch, [*words, *(() if "--agent" in words else JOB[words[1]])])
 
 
-def _evaluated(command: Command, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = re.match(r"agents/(\w+)/", command.where)
+def _evaluated(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plays two episodes of a run of ours. What is set and IMPALA does not have, another agent has."""
+    _parsed(["evaluate", *words])
+    settings = [words[at + 1].partition("=")[0] for at, word in enumerate(words) if word == "--set"]
+    for key in settings:
+        if key.startswith("agent.") and key not in keys(registry.agent_class("impala").Config(), "agent."):
+            found = [registry.agent_class(name) for name in registry.names(registry.AGENTS)]
+            assert any(key in keys(agent.Config(), "agent.") for agent in found), f"no agent has {key}"
+            return
+    ours = "runs/first"
     if "--opponent" in words:
         if not registry.suite("pgx").available():
             pytest.skip("pgx is not installed")
-        words = ["runs/tic-tac-toe", *words[1:]]
-    elif agent and agent.group(1) != "impala":
-        _parsed(["evaluate", *words])
-        return
+        ours = "runs/tic-tac-toe"
+    words = [ours if word.startswith("runs/") and "." not in word else word for word in words]
     assert _run(monkeypatch, ["evaluate", *words, "--episodes", "2"]) == 0  # the later word holds
 
 

@@ -6,6 +6,7 @@ import sys
 import typing
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,14 @@ def _walk(path: str, command: click.Command) -> Iterator[tuple[str, click.Comman
 
 
 def _help(text: str) -> Iterator[str]:
-    """Paragraphs of a command's help; those that click keeps as they are become code."""
+    """Paragraphs of a command's help; the indented lines of those that click keeps as they are become code."""
     for paragraph in (part for part in inspect.cleandoc(text).split("\n\n") if part.strip()):
         if not paragraph.startswith("\b"):
             yield from (paragraph, "")
             continue
-        first, *rest = paragraph.removeprefix("\b").strip("\n").splitlines()
-        titles = [first] if first.rstrip().endswith(":") else []
-        yield from (*titles, "", "```sh", *(line.removeprefix("  ") for line in ([] if titles else [first]) + rest), "```", "")
+        for code, lines in groupby(paragraph.removeprefix("\b").strip("\n").splitlines(), lambda line: line.startswith("  ")):
+            block = [line.removeprefix("  ") for line in lines]
+            yield from ("```sh", *block, "```", "") if code else (*block, "")
 
 
 def _table(config: type, prefix: str, inner: bool = True) -> list[str]:
