@@ -1,25 +1,24 @@
 """Speed of Anakin: agent steps/s against batch, and the share of its bare parts that the whole program reaches.
 
-    python benchmarks/anakin.py [--agent impala] [--env gymnax/CartPole-v1] [--num-envs 64 256 1024] [--set key=value ...]
+    python benchmarks/anakin.py [batch peer] [--agent impala] [--env gymnax/CartPole-v1] [--num-envs 64 256] [--set k=v ...]
 
-Prints one JSON line a case. The bare parts, each a compiled loop of its own over the same batch and unroll: stepping the
-environments with given actions; the forward pass and sampling of acting; one learning step (forward, backward, optimizer)
-on a fixed batch. `share` is the sum of their times over the whole program's time: 1 means that the runtime costs nothing.
-Whole and parts take turns within each round; figures are medians over rounds.
+Prints one JSON line a case; where none is named, of `batch` alone. The bare parts, each a compiled loop of its own over the
+same batch and unroll: stepping the environments with given actions; the forward pass and sampling of acting; one learning step
+(forward, backward, optimizer) on a fixed batch. `share` is the sum of their times over the whole program's time: 1 means that
+the runtime costs nothing. Whole and parts take turns within each round; figures are medians over rounds.
 
-With `--peer-python` and `--purejaxrl` (a checkout's `purejaxrl` folder) it also runs PureJaxRL's PPO on the same work
+`peer`, with `--peer-python` and `--purejaxrl` (a checkout's `purejaxrl` folder), runs PureJaxRL's PPO on the same work
 (CartPole-v1, unroll 16, separate 64x64 tanh networks, one epoch, one minibatch), in its own process and in turn with ours.
 """
 
-import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
 import time
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -127,23 +126,11 @@ def measure(agent: str, env: str, num_envs: int, settings: list[str], seconds: f
     def whole(n: int) -> None:
         holder[0], _ = runtime.run(holder[0], n)
 
-    functions = {"whole": whole, **parts_of(runtime)}
-    for function in functions.values():
-        function(1)
-    start = time.perf_counter()
-    whole(4)
-    count = max(2, int(seconds * 4 / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(count)
-            times[name].append((time.perf_counter() - start) / count)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    bare = [sum(times[name][i] for name in functions if name != "whole") / times["whole"][i] for i in range(rounds)]
+    times = common.take_turns({"whole": whole, **parts_of(runtime)}, seconds, rounds)
+    median = common.medians(times)
+    bare = [sum(values[i] for name, values in times.items() if name != "whole") / times["whole"][i] for i in range(rounds)]
     slots = runtime.plan.steps_per_update
     return {
-        "benchmark": "anakin",
         "agent": agent,
         "env": env,
         "settings": settings,
@@ -151,13 +138,10 @@ def measure(agent: str, env: str, num_envs: int, settings: list[str], seconds: f
         "unroll_length": runtime.plan.unroll_length,
         "agent_steps_per_second": round(slots / median["whole"]),
         "agent_steps_per_second_best": round(slots / min(times["whole"])),
-        "share": round(statistics.median(bare), 3),
-        **{f"{name}_us_per_step": round(1e6 * value / slots, 4) for name, value in median.items()},
-        "compile_seconds": round(compile_seconds, 2),
+        "share": statistics.median(bare),
+        **{f"{name}_us_per_step": 1e6 * value / slots for name, value in median.items()},
+        "compile_seconds": compile_seconds,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
     }
 
 
@@ -177,33 +161,36 @@ def against_peer(python: str, folder: str, num_envs: int, rounds: int) -> dict[s
             mine.append(60 * runtime.plan.steps_per_update / (time.perf_counter() - start))
         ours.append(statistics.median(mine))
     return {
-        "benchmark": "anakin against PureJaxRL PPO",
+        "case": "gymnax/CartPole-v1",
         "num_envs": num_envs,
         "unroll_length": 16,
         "agent_steps_per_second": round(statistics.median(ours)),
         "peer_agent_steps_per_second": round(statistics.median(theirs)),
-        "ratio": round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
+        "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, ("batch", "peer"))
     parser.add_argument("--agent", default="impala")
     parser.add_argument("--env", default="gymnax/CartPole-v1")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--seconds", type=float, default=1.0, help="about how long one timed call takes")
+    parser.add_argument("--seconds", type=float, default=0.5, help="about how long one timed call takes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--purejaxrl", metavar="DIR")
     parser.add_argument("--peer-python", metavar="PYTHON")
-    options = parser.parse_args()
-    if bool(options.purejaxrl) != bool(options.peer_python):
-        parser.error("--purejaxrl and --peer-python go together")
-    for num_envs in options.num_envs:
-        case = measure(options.agent, options.env, num_envs, options.settings, options.seconds, options.rounds)
-        print(json.dumps(case), flush=True)
-    if options.purejaxrl:
-        print(json.dumps(against_peer(options.peer_python, options.purejaxrl, 1024, 5)), flush=True)
+    options = common.parse(parser, ("batch",))
+    if "peer" in options.cases and not (options.purejaxrl and options.peer_python):
+        parser.error("peer needs --purejaxrl and --peer-python")
+    if "batch" in options.cases:
+        for num_envs in options.num_envs:
+            common.emit(
+                "anakin", **measure(options.agent, options.env, num_envs, options.settings, options.seconds, options.rounds)
+            )
+    if "peer" in options.cases:
+        found = against_peer(options.peer_python, options.purejaxrl, 1024, options.rounds)
+        common.emit("anakin against PureJaxRL PPO", **found)
 
 
 if __name__ == "__main__":

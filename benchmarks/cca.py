@@ -1,7 +1,7 @@
 """Effects that the paper of counterfactual credit assignment reports, made small: Mesnard et al. 2021,
 https://arxiv.org/abs/2011.09464.
 
-    python benchmarks/cca.py [bandit door interleaving] [--out DIR] [--seeds N]
+    python benchmarks/cca.py [bandit door interleaving] [--arms NAME ...] [--out DIR] [--seeds N] [--steps N]
 
 * bandit: the bandit with feedback, over decades of the reward's noise: actor-critic, CCA, and CCA with a small independence
   weight.
@@ -11,36 +11,26 @@ https://arxiv.org/abs/2011.09464.
 
 Prints a JSON line for each row of the tables, and leaves for each section a table (bandit.md) and a figure (bandit.png) in
 `--out`. A row is a population of seeds in the Anakin runtime. Scores are of the training episodes in the last fifth of the
-budget; median, least and greatest are over seeds. Beside them stand, of the same episodes, medians over seeds of the squared
-error of the baseline, E[adv^2], and of the squared norm of the policy gradient of a decision at its logits, which compares
-estimators with and without a baseline. Rewards are scaled in both as the preset says.
+budget; median, least and greatest are over seeds, bands are the quartiles. Beside them stand, of the same episodes, medians
+over seeds of the squared error of the baseline, E[adv^2], and of the squared norm of the policy gradient of a decision at its
+logits, which compares estimators with and without a baseline. Rewards are scaled in both as the preset says.
 """
 
-import argparse
 import dataclasses
-import json
-import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import config, registry
 from podracer.agents.cca.agent import Cca
 from podracer.agents.cca.losses import cca_losses
 from podracer.launch import job as jobs
-from podracer.launch.loop import Counters, updates
-from podracer.plan import make_plan
-from podracer.runtimes.anakin import Anakin
 from podracer.types import Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
-
-_POINTS = 20
-_LAST_SHARE = 0.2
 
 
 def outcomes(name: str, timestep: TimeStep) -> dict[str, tuple[Array, Array]]:
@@ -109,7 +99,7 @@ class Result:
 
     def scores(self, name: str) -> np.ndarray:
         """`[S]`: mean over the last fifth of the budget."""
-        return np.nanmean(self.curves[name][self.steps > (1 - _LAST_SHARE) * self.steps[-1]], axis=0)
+        return np.nanmean(self.curves[name][self.steps > (1 - common.LAST_SHARE) * self.steps[-1]], axis=0)
 
     @property
     def baseline_error(self) -> float:
@@ -122,25 +112,23 @@ class Result:
         return float(np.median(self.scores("policy_gradient_square")))
 
     def line(self) -> dict[str, Any]:
-        """For people and programs: one JSON line."""
-        scores = {name: self.scores(name) for name in SCORES[self.case.section]}
+        """What is printed."""
+        shown = _SHOWN[self.case.section]
         return {
-            "benchmark": "cca",
-            "section": self.case.section,
-            "case": self.label,
-            "env": self.case.env,
+            "case": self.case.section,
+            "title": f"CCA: {self.case.env}",
+            "arm": self.label,
+            "control": "agent.estimator" in self.case.settings,
             "settings": dict(self.case.settings),
             "independence_weight": self.case.members[self.label],
             "num_steps": self.case.num_steps,
-            "scores": {name: [round(float(value), 4) for value in values] for name, values in scores.items()},
-            "squared_error_of_baseline": float(f"{self.baseline_error:.4g}"),
-            "squared_policy_gradient": float(f"{self.gradient_square:.4g}"),
+            "scores": {name: self.scores(name) for name in SCORES[self.case.section]},
+            "squared_error_of_baseline": self.baseline_error,
+            "squared_policy_gradient": self.gradient_square,
             "finite": self.finite,
-            "compile_seconds": round(self.compile_seconds, 1),
-            "seconds": round(self.seconds, 1),
-            "jax": jax.__version__,
-            "backend": jax.default_backend(),
-            "cores": os.cpu_count(),
+            "compile_seconds": self.compile_seconds,
+            "seconds": self.seconds,
+            "curve": common.curve(self.steps, self.curves[shown], y=f"{shown.replace('_', ' ')} of training episodes"),
         }
 
 
@@ -150,6 +138,7 @@ SCORES = {
     "interleaving": ("correct_0", "correct_1", "correct_2"),
 }
 """Of each section: what its table shows. The last one of `door`, and all of the others, are in its figure."""
+_SHOWN = {"bandit": "mean_reward", "door": "door", "interleaving": "correct_0"}
 NOISES = (1.0, 10.0, 100.0)
 _CRITIC: Mapping[str, Any] = {"agent.estimator": "actor_critic"}
 
@@ -193,15 +182,15 @@ SECTIONS = tuple(SCORES)
 def run(case: Case, num_seeds: int) -> list[Result]:
     """Trains the members of a case together."""
     start = time.perf_counter()
-    runtime, state = build(case, num_seeds)
-    steps, metrics, compile_seconds = [], [], 0.0
-    for _, counters, call in updates(runtime, state, Counters(), case.num_steps):
-        steps.append(min(counters.agent_steps))
-        metrics.append(call.metrics)
-        if call.compiled:
-            compile_seconds = time.perf_counter() - start
-    seconds = time.perf_counter() - start
-    curves = {name: np.stack([np.asarray(values[name], np.float64) for values in metrics]) for name in metrics[0]}
+    request = jobs.Request(
+        runtime="anakin", agent="cca", env=case.env, steps=case.num_steps, seeds=num_seeds * len(case.members)
+    )
+    runtime, _, job = common.population(request, case.settings, agent=Measured)
+    preset, state = job.agent.independence.weight, runtime.init()
+    weights = common.members(np.array([preset if w is None else w for w in case.members.values()]), num_seeds, state)
+    state = state.replace(train_state=state.train_state.replace(extra=weights))
+    done = common.train(runtime, case.num_steps, state, start=start)
+    curves = dict(done.metrics)
     with np.errstate(invalid="ignore", divide="ignore"):
         for name in [name for name in curves if f"{name}#" in curves]:
             curves[name] = curves[name] / curves.pop(f"{name}#")
@@ -209,99 +198,67 @@ def run(case: Case, num_seeds: int) -> list[Result]:
     for i, label in enumerate(case.members):
         own = {name: curve[:, i * num_seeds : (i + 1) * num_seeds] for name, curve in curves.items()}
         finite = bool(np.all(own["finite"]))
-        found.append(Result(case, label, np.array(steps), own, finite, compile_seconds, seconds))
+        found.append(Result(case, label, done.steps, own, finite, done.compile_seconds, done.seconds))
     return found
-
-
-def build(case: Case, num_seeds: int) -> tuple[Anakin, Any]:
-    """The runtime of a case and its first state, from the job that the command line would make but for the members."""
-    seeds = num_seeds * len(case.members)
-    request = jobs.Request(runtime="anakin", agent="cca", env=case.env, steps=case.num_steps, seeds=seeds)
-    job = config.override(jobs.new_job(request)[0], case.settings)
-    environment = registry.env(job.env_name).make(job.env)
-    agent = Measured(environment.spec, job.agent)
-    plan = make_plan(job, agent, environment.spec, jax.local_device_count())
-    runtime = Anakin(agent, environment, dataclasses.replace(plan, updates_per_call=math.ceil(plan.num_updates / _POINTS)))
-    state = runtime.init()
-    preset = job.agent.independence.weight
-    weights = [preset if weight is None else weight for weight in case.members.values()]
-    weight = jnp.repeat(jnp.asarray(weights, jnp.float32), num_seeds)
-    weight = weight if seeds > 1 else weight[0]
-    return runtime, state.replace(train_state=state.train_state.replace(extra=weight))
 
 
 def write_table(results: Sequence[Result], path: Path) -> None:
     """A markdown table, one row a population: median (least to greatest) over seeds."""
     names = SCORES[results[0].case.section]
-    rows = [
-        f"| case | {' | '.join(names)} | E[adv^2] | squared gradient | steps a seed | seeds |",
-        "|" + "---|" * (len(names) + 5),
-    ]
+    rows = []
     for result in results:
-        all_scores = [result.scores(name) for name in names]
-        shown = " | ".join(f"{np.median(s):.2f} ({np.min(s):.2f} to {np.max(s):.2f})" for s in all_scores)
-        has_baseline = "HCA" not in result.label
-        error = f"{result.baseline_error:.3g}" if has_baseline else "-"
-        gradient = f"{result.gradient_square:.3g}"
-        rows.append(f"| {result.label} | {shown} | {error} | {gradient} | {result.case.num_steps:,} | {len(all_scores[0])} |")
-    path.write_text("\n".join(rows) + "\n")
+        scores = [result.scores(name) for name in names]
+        error = f"{result.baseline_error:.3g}" if "HCA" not in result.label else "-"
+        counts = [f"{result.gradient_square:.3g}", f"{result.case.num_steps:,}", len(scores[0])]
+        rows.append([result.label, *map(common.spread, scores), error, *counts])
+    path.write_text(common.table(["case", *names, "E[adv^2]", "squared gradient", "steps a seed", "seeds"], rows))
 
 
 def write_figure(results: Sequence[Result], path: Path) -> None:
-    """Medians over seeds in bands from the least to the greatest: of the bandit against noise, else along the budget."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Medians over seeds and quartiles: of the bandit against noise, else along the budget."""
     section = results[0].case.section
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     if section == "bandit":
-        left, right = figure.subplots(1, 2)
+        figure, ((left, right),) = common.figure(2, width=6)
         arms = list(dict.fromkeys(result.label.rsplit(", ", 1)[0] for result in results))
         for i, arm in enumerate(arms):
             own = [result for result in results if result.label.rsplit(", ", 1)[0] == arm]
-            _band(left, NOISES, np.array([result.scores("mean_reward") for result in own]).T, f"C{i}", arm)
-            right.plot(NOISES, [result.baseline_error for result in own], ".-", color=f"C{i}", label=arm)
+            noises = [result.case.settings["env.noise"] for result in own]
+            common.band(left, noises, [result.scores("mean_reward") for result in own], arm, f"C{i}", ".-")
+            right.plot(noises, [result.baseline_error for result in own], ".-", color=f"C{i}", label=arm)
         left.set(xscale="log", xlabel="standard deviation of the reward's noise", ylabel="mean reward at the end (best: 0)")
         right.set(xscale="log", yscale="log", xlabel="standard deviation of the reward's noise", ylabel="E[adv^2]")
-        right.grid(alpha=0.3)
         left.legend(fontsize="small")
     else:
-        for axes, name in zip(figure.subplots(1, len(SCORES[section]), squeeze=False)[0], SCORES[section], strict=True):
+        figure, (axes,) = common.figure(len(SCORES[section]), width=5)
+        for panel, name in zip(axes, SCORES[section], strict=True):
             for i, result in enumerate(results):
-                _band(axes, result.steps, result.curves[name].T, f"C{i}", result.label)
-            axes.set(xlabel="agent steps of one seed", ylabel=f"P({name})", ylim=(-0.02, 1.02))
-        axes.legend(fontsize="x-small")
+                common.band(panel, result.steps, result.curves[name], result.label, f"C{i}", ".-")
+            panel.set(xlabel="agent steps of one seed", ylabel=f"P({name})", ylim=(-0.02, 1.02))
+        axes[-1].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
 
 
-def _band(axes: Any, x: Sequence[float] | np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
-    """`values` `[S, X]` over `x` `[X]`."""
-    axes.plot(x, np.nanmedian(values, axis=0), ".-", color=colour, label=label)
-    axes.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colour, alpha=0.15)
-    axes.grid(alpha=0.3)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="NAME", help=f"of {', '.join(SECTIONS)}; all if none is given")
-    parser.add_argument("--out", type=Path, default=Path("runs/cca_benchmark"))
-    parser.add_argument("--seeds", type=int, default=5)
-    options = parser.parse_args()
-    sections = options.sections or SECTIONS
-    if unknown := [name for name in sections if name not in SECTIONS]:
-        parser.error(f"there is no {unknown[0]}: choose of {', '.join(SECTIONS)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    for section in sections:
+    parser = common.parser(__doc__, SECTIONS, "cca_benchmark", seeds=5)
+    parser.add_argument(
+        "--arms", nargs="+", metavar="NAME", help="rows of the tables, as they are called there; all if none is given"
+    )
+    parser.add_argument("--steps", type=int, help="agent steps of one seed, in the place of each row's own")
+    options = common.parse(parser, SECTIONS)
+    for section in options.cases:
         results: list[Result] = []
         for case in cases(section):
-            members = run(case, options.seeds)
-            for result in members:
-                print(json.dumps(result.line()), flush=True)
-            results += members
+            members = {label: weight for label, weight in case.members.items() if label in (options.arms or case.members)}
+            if not members:
+                continue
+            case = dataclasses.replace(case, members=members, num_steps=options.steps or case.num_steps)
+            for result in run(case, options.seeds):
+                common.emit("cca", **result.line())
+                results.append(result)
             # After every case: a run that is cut off leaves what it has.
             write_table(results, options.out / f"{section}.md")
-        write_figure(results, options.out / f"{section}.png")
+        if results:
+            write_figure(results, options.out / f"{section}.png")
 
 
 if __name__ == "__main__":

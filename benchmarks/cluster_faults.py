@@ -11,7 +11,6 @@ of every 5 s), and the updates that must be made again; restarts with their reas
 evaluation.
 """
 
-import argparse
 import functools
 import json
 import random
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import common
 import psutil
 
 from podracer.checkpoint import GENERATION_FILE, newest_generation
@@ -138,14 +138,14 @@ def left(run_dir: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seconds", type=float, nargs=2, default=(5.0, 20.0), help="between an update and the next kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path)
     parser.add_argument("job", nargs="*", default=_JOB, help="after --, without --run-dir")
-    options = parser.parse_args()
+    options = common.parse(parser)
     run_dir = (options.run_dir or Path(tempfile.mkdtemp(prefix="podracer-faults-")) / "run").absolute()
     chance, start = random.Random(options.seed), time.monotonic()
     command = [sys.executable, "-m", "podracer.launch.cli", *options.job, "--run-dir", str(run_dir)]
@@ -167,21 +167,17 @@ def main() -> None:
     time.sleep(2.0)
     state: dict[str, Any] = record.read(run_dir) or {}
     summary = json.loads((run_dir / "summary.json").read_text()) if (run_dir / "summary.json").exists() else {}
-    print(
-        json.dumps(
-            {
-                "benchmark": "cluster_faults",
-                "job": options.job,
-                "kills": kills,
-                "generations": state.get("generation"),
-                "restarts": [entry["reason"][:80] for entry in state.get("restarts", [])],
-                "processes_left": left(run_dir),
-                "exit_code": code,
-                "eval_return_mean": summary.get("eval_return_mean"),
-                "num_agent_steps": summary.get("num_agent_steps"),
-                "seconds": round(time.monotonic() - start),
-            }
-        )
+    common.emit(
+        "cluster_faults",
+        job=options.job,
+        kills=kills,
+        generations=state.get("generation"),
+        restarts=[entry["reason"][:80] for entry in state.get("restarts", [])],
+        processes_left=left(run_dir),
+        exit_code=code,
+        eval_return_mean=summary.get("eval_return_mean"),
+        num_agent_steps=summary.get("num_agent_steps"),
+        seconds=round(time.monotonic() - start),
     )
 
 

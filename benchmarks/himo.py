@@ -16,14 +16,12 @@ Prints a JSON line for each row and leaves tables (values.md, ...) and figures (
 import argparse
 import dataclasses
 import functools
-import json
-import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import common
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -37,8 +35,6 @@ from podracer.agents.himo.config import PRESETS
 from podracer.agents.himo.losses import look_ahead
 from podracer.envs import hindsight
 from podracer.launch import job as jobs
-from podracer.launch.loop import Counters, updates
-from podracer.runtimes.anakin import Anakin
 from podracer.types import FIRST, LAST, ActorOutput, Array, Key, Mode, TimeStep, Trajectory
 
 EXPERIMENTS = ("values", "portals", "ablations")
@@ -233,23 +229,16 @@ def portal_row(steps: int, seeds: int, **settings: Any) -> Row:
     """Trains a population: what it earns, and what a probe finds in its features."""
     start = time.perf_counter()
     request = jobs.Request(runtime="anakin", agent="himo", env="hindsight/portal_choice", steps=steps, seeds=seeds)
-    job, _ = jobs.new_job(request)
-    parts = jobs.build(config.override(job, {f"agent.{name}": value for name, value in settings.items()}))
-    plan = dataclasses.replace(parts.plan, updates_per_call=math.ceil(parts.plan.num_updates / _POINTS))
-    runtime = Anakin(parts.agent, parts.environment, plan)
-    roll_out = jax.jit(jax.vmap(functools.partial(_roll_out, parts.agent, parts.environment), in_axes=(0, 0)))
-    taken, returns, episodes, probes = [], [], [], []
-    for state, counters, call in updates(runtime, runtime.init(), Counters(), steps):
-        taken.append(min(counters.agent_steps))
-        returns.append(call.metrics["episode_return"])
-        episodes.append(call.metrics["episodes"])
-        probes.append(_probe(*roll_out(state.train_state.params, _keys(seeds))))
-    curve = np.stack(returns)
-    enough = np.min(episodes, axis=1) > 0.25 * np.median(np.min(episodes, axis=1))  # the first call and the last are short
-    taken_steps, curve = np.array(taken)[enough], curve[enough]
-    phi, phi_hat = (np.stack(values)[enough] for values in zip(*probes, strict=True))
+    settings = {f"agent.{name}": value for name, value in settings.items()}
+    runtime, environment, _ = common.population(request, settings, points=_POINTS)
+    roll_out = jax.jit(jax.vmap(functools.partial(_roll_out, runtime.agent, environment), in_axes=(0, 0)))
+    done = common.train(
+        runtime, steps, look=lambda state: _probe(*roll_out(state.train_state.params, _keys(seeds))), start=start
+    )
+    taken_steps, curve = done.steps[done.whole], done.metrics["episode_return"][done.whole]
+    phi, phi_hat = (np.stack(values)[done.whole] for values in zip(*done.seen, strict=True))
     reached = np.array([taken_steps[np.argmax(column)] if column.any() else np.inf for column in (curve >= _GOOD).T])
-    last = np.array(taken_steps) > 0.8 * taken_steps[-1]
+    last = taken_steps > (1 - common.LAST_SHARE) * taken_steps[-1]
     figures = {
         f"steps to {_GOOD}": reached,
         "mean return": curve.mean(axis=0),
@@ -258,7 +247,7 @@ def portal_row(steps: int, seeds: int, **settings: Any) -> Row:
         "phi_hat tells colour": phi_hat[last].mean(axis=0),
     }
     curves = {"return": curve, "phi": phi, "phi_hat": phi_hat}
-    return Row("HiMo", figures, taken_steps, curves, time.perf_counter() - start)
+    return Row("HiMo", figures, taken_steps, curves, done.seconds)
 
 
 def _roll_out(agent: HiMo, environment: Any, params: Any, key: Key) -> tuple[Array, ...]:
@@ -345,68 +334,53 @@ def ablation_rows(options: argparse.Namespace) -> Iterator[tuple[str, Row]]:
 # Output.
 
 
+_CONTROLS = ("model-free", "model-based")
+
+
 def line(experiment: str, task: str, row: Row) -> dict[str, Any]:
-    """For people and programs: one JSON line."""
+    """What is printed, with one of the curves."""
+    if task == "portal_choice":
+        curve = common.curve(row.steps, row.curves["return"])
+    else:
+        curve = common.curve(row.steps, row.curves["value"], "updates", "squared error of values", log=True)
     return {
-        "benchmark": "himo",
-        "experiment": experiment,
-        "task": task,
-        "case": row.label,
-        "figures": {name: [_number(value) for value in values] for name, values in row.figures.items()},
-        "steps": row.steps.tolist(),
-        "means": {name: [_number(value) for value in values.mean(axis=1)] for name, values in row.curves.items()},
-        "seconds": round(row.seconds, 1),
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
+        "case": experiment,
+        "title": f"HiMo: hindsight/{task}",
+        "arm": row.label,
+        "control": row.label in _CONTROLS,
+        "figures": row.figures,
+        "seconds": row.seconds,
+        "curve": curve,
     }
-
-
-def _number(value: float) -> float | None:
-    return round(float(value), 4) if np.isfinite(value) else None
 
 
 def table(rows: Sequence[Row]) -> str:
     """Median (least to greatest) over seeds, in markdown."""
     columns = list(dict.fromkeys(name for row in rows for name in row.figures))
-    lines = ["| case | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
-    for row in rows:
-        cells = [_cell(row.figures[name]) if name in row.figures else "" for name in columns]
-        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = [[_cell(row.figures[name]) if name in row.figures else "" for name in columns] for row in rows]
+    return common.table(["case", *columns], [[row.label, *own] for row, own in zip(rows, cells, strict=True)])
 
 
 def _cell(values: np.ndarray) -> str:
-    if np.isnan(values).all():
-        return "-"
-    if np.nanmax(values) > 1000:
+    if np.nanmax(values, initial=0) > 1000:
         return ", ".join(f"{value / 1000:.0f}k" if np.isfinite(value) else "never" for value in np.sort(values))
-    return f"{np.nanmedian(values):.3f} ({np.nanmin(values):.3f} to {np.nanmax(values):.3f})"
+    return common.spread(values, "{:.3f}")
 
 
 def write_figure(panels: Sequence[tuple[Sequence[Row], Mapping[str, str], str, str]], path: Path) -> None:
     """A panel of curves for each of `panels`: rows, names of curves with their styles, and the axes' labels.
 
-    A curve is the median over seeds in a band from the least to the greatest.
+    A curve is the median over seeds, in the band of the quartiles.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6 * len(panels), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (rows, styles, x_label, y_label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, (axes,) = common.figure(len(panels), width=6)
+    for panel, (rows, styles, x_label, y_label) in zip(axes, panels, strict=True):
         for i, row in enumerate(rows):
             for name, style in styles.items():
                 if name in row.curves:
                     label = row.label if len(styles) == 1 else f"{row.label}, {name}"
-                    values = row.curves[name]
-                    axes.plot(row.steps, np.nanmedian(values, axis=1), style, color=f"C{i}", label=label)
-                    axes.fill_between(row.steps, np.nanmin(values, 1), np.nanmax(values, 1), color=f"C{i}", alpha=0.12)
-        axes.set(xlabel=x_label, ylabel=y_label)
-        if "error" in y_label:
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
+                    common.band(panel, row.steps, row.curves[name], label, f"C{i}", style)
+        panel.set(xlabel=x_label, ylabel=y_label, yscale="log" if "error" in y_label else "linear")
+        panel.legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
 
 
@@ -417,7 +391,7 @@ def run(experiment: str, options: argparse.Namespace) -> None:
         options
     )
     for task, row in found:
-        print(json.dumps(line(experiment, task, row)), flush=True)
+        common.emit("himo", **line(experiment, task, row))
         made[task].append(row)
     tables = "\n".join(table(rows) for rows in made.values() if rows)
     (options.out / f"{experiment}.md").write_text(tables)
@@ -433,19 +407,13 @@ def run(experiment: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is given")
-    parser.add_argument("--out", type=Path, default=Path("runs/himo_benchmark"))
-    parser.add_argument("--processes", type=int, default=8, help="of policy evaluation")
+    parser = common.parser(__doc__, EXPERIMENTS, "himo_benchmark", seeds=5, steps=700_000)
+    parser.add_argument(
+        "--processes", type=int, default=8, help="of policy evaluation; --seeds and --steps are of Portal Choice"
+    )
     parser.add_argument("--updates", type=int, default=8000, help="of policy evaluation")
-    parser.add_argument("--seeds", type=int, default=5, help="of Portal Choice")
-    parser.add_argument("--steps", type=int, default=700_000, help="agent steps of a seed in Portal Choice")
-    options = parser.parse_args()
-    experiments = options.experiments or EXPERIMENTS
-    if unknown := [name for name in experiments if name not in EXPERIMENTS]:
-        parser.error(f"there is no {unknown[0]}: choose of {', '.join(EXPERIMENTS)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    for experiment in experiments:
+    options = common.parse(parser, EXPERIMENTS)
+    for experiment in options.cases:
         run(experiment, options)
 
 

@@ -6,9 +6,7 @@ A case is an environment's name and settings. They take turns within each round.
 rounds of environment steps/s, and all of them.
 """
 
-import argparse
 import dataclasses
-import json
 import os
 import statistics
 import time
@@ -16,6 +14,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import common
 import numpy as np
 
 from podracer import registry
@@ -59,7 +58,7 @@ class Case:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--num-envs", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
@@ -72,12 +71,8 @@ def main() -> None:
         for case in cases:
             case.rates.append(case.measure(options.seconds))
     for case in cases:
-        rates = [round(rate) for rate in case.rates]
-        print(
-            json.dumps(
-                {"case": case.words, "num_envs": options.num_envs, "steps_per_s": statistics.median(rates), "all": rates}
-            )
-        )
+        facts = {"num_envs": options.num_envs, "unit": "steps/s", "per_second": statistics.median(case.rates)}
+        common.emit("host_environments", case=case.words, **facts, all=case.rates)
         case.host.close()
 
 

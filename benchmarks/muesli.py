@@ -1,6 +1,6 @@
 """Effects that the Muesli paper reports, made small: Hessel et al. 2021, https://arxiv.org/abs/2104.06159.
 
-    python benchmarks/muesli.py [R1 R2 R3 R4] [--out DIR] [--seeds N]
+    python benchmarks/muesli.py [R1 R2 R3 R4] [--out DIR] [--seeds N] [--steps N]
 
 * R1, figure 4: the scale of advantages from 1e-3 to 1e3, with CMPO's clip and without it.
 * R2, section 4.5: rewards times 1000, nothing else changed.
@@ -10,35 +10,24 @@
 Prints a JSON line for each row of the tables, and leaves for each reproduction a table (R1.md) and a figure (R1.png) in
 `--out`. A row is a population of seeds; rows that differ only in numbers share a program of the Anakin runtime. A score is the
 mean return of the training episodes (played by the target network's policy, as in the paper) that end in the last fifth of the
-budget; median, least and greatest over seeds are shown.
+budget; median, least and greatest over seeds are shown, bands are the quartiles.
 """
 
-import argparse
 import dataclasses
-import json
-import math
-import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import common
 import jax.numpy as jnp
 import numpy as np
 from dm_env import specs
 
-from podracer import registry
 from podracer.agents.muesli.agent import Muesli
-from podracer.environment import Environment, JaxEnvironment
+from podracer.environment import JaxEnvironment
 from podracer.launch import job as jobs
-from podracer.launch.loop import Counters, updates
-from podracer.plan import make_plan
-from podracer.runtimes.anakin import Anakin
 from podracer.types import Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
 
-_POINTS = 20
-_LAST_SHARE = 0.2
 _NUM_ACTIONS = 18  # the full set of the Arcade Learning Environment
 _CATCH_IDLE = 1
 
@@ -123,33 +112,35 @@ class Result:
 
     def scores(self) -> np.ndarray:
         """`[S]`: mean return of the episodes that ended in the last fifth of the budget."""
-        late = self.steps > (1 - _LAST_SHARE) * self.steps[-1]
+        late = self.steps > (1 - common.LAST_SHARE) * self.steps[-1]
         weights = np.where(np.isfinite(self.returns), self.episodes, 0)[late]
         return np.sum(weights * np.nan_to_num(self.returns[late]), axis=0) / np.maximum(np.sum(weights, axis=0), 1)
 
     def line(self) -> dict[str, Any]:
-        """For people and programs: one JSON line."""
+        """What is printed."""
         scores = self.scores()
         return {
-            "benchmark": "muesli",
-            "experiment": self.case.experiment,
-            "case": self.label,
-            "env": self.case.env,
+            "case": self.case.experiment,
+            "title": f"Muesli on {self.case.env}",
+            "arm": self.label,
+            "control": False,
             "settings": self.case.settings,
             "numbers": self.case.members[self.label],
             "num_steps": self.case.num_steps,
-            "seeds": len(scores),
-            "return_median": round(float(np.median(scores)), 3),
-            "return_min": round(float(np.min(scores)), 3),
-            "return_max": round(float(np.max(scores)), 3),
-            "returns": [round(float(score), 3) for score in scores],
+            "return_median": np.median(scores),
+            "return_min": np.min(scores),
+            "return_max": np.max(scores),
+            "returns": scores,
             "finite": self.finite,
-            "compile_seconds": round(self.compile_seconds, 1),
-            "seconds": round(self.seconds, 1),
-            "jax": jax.__version__,
-            "backend": jax.default_backend(),
-            "cores": os.cpu_count(),
+            "compile_seconds": self.compile_seconds,
+            "seconds": self.seconds,
+            "curve": common.curve(self.steps[self.whole], self.returns[self.whole]),
         }
+
+    @property
+    def whole(self) -> np.ndarray:
+        """`[P]`: the points with enough episodes for a mean; the first call and the last are short."""
+        return np.asarray(np.all(self.episodes > 0.25 * np.median(self.episodes, axis=0), axis=1))
 
 
 SCALES = (1e-3, 1e-1, 1.0, 1e1, 1e3)
@@ -219,29 +210,6 @@ EXPERIMENTS = ("R1", "R2", "R3", "R4")
 
 def run(case: Case, num_seeds: int) -> list[Result]:
     """Trains the members of a case together."""
-    start = time.perf_counter()
-    runtime, state = build(case, num_seeds)
-    steps, metrics, compile_seconds = [], [], 0.0
-    for _, counters, call in updates(runtime, state, Counters(), case.num_steps):
-        steps.append(min(counters.agent_steps))
-        metrics.append(call.metrics)
-        if call.compiled:
-            compile_seconds = time.perf_counter() - start
-    seconds = time.perf_counter() - start
-
-    def by_member(name: str) -> list[np.ndarray]:
-        return np.split(np.stack([values[name] for values in metrics]), len(case.members), axis=1)
-
-    return [
-        Result(case, label, np.array(steps), returns, episodes, bool(np.all(finite)), compile_seconds, seconds)
-        for label, returns, episodes, finite in zip(
-            case.members, by_member("episode_return"), by_member("episodes"), by_member("finite"), strict=True
-        )
-    ]
-
-
-def build(case: Case, num_seeds: int) -> tuple[Anakin, Any]:
-    """The runtime of a case and its first state, from the job that the command line would make but for padding and members."""
     request = jobs.Request(
         runtime="anakin",
         agent="muesli",
@@ -250,81 +218,60 @@ def build(case: Case, num_seeds: int) -> tuple[Anakin, Any]:
         seeds=num_seeds * len(case.members),
         settings=case.settings,
     )
-    job, _ = jobs.new_job(request)
-    environment: Environment = registry.env(job.env_name).make(job.env)
-    if case.padded:
-        environment = PaddedActions(environment)
-    agent = Sweep(environment.spec, job.agent)
-    plan = make_plan(job, agent, environment.spec, jax.local_device_count())
-    runtime = Anakin(agent, environment, dataclasses.replace(plan, updates_per_call=math.ceil(plan.num_updates / _POINTS)))
-    state = runtime.init()
-    each = [{name: jnp.float32(value) for name, value in numbers.items()} for numbers in case.members.values()]
-    numbers = jax.tree.map(lambda *values: jnp.repeat(jnp.stack(values), num_seeds), *each)
-    train_state = state.train_state
-    return runtime, state.replace(train_state=train_state.replace(extra=(train_state.extra, numbers)))
+    wrap = PaddedActions if case.padded else lambda environment: environment
+    runtime, *_ = common.population(request, agent=Sweep, wrap=wrap)
+    state, each = runtime.init(), list(case.members.values())
+    numbers = {name: np.array([own[name] for own in each]) for name in each[0]}
+    extra = (state.train_state.extra, common.members(numbers, num_seeds, state))
+    done = common.train(runtime, case.num_steps, state.replace(train_state=state.train_state.replace(extra=extra)))
+    returns, episodes, finite = (
+        np.split(done.metrics[name], len(each), axis=1) for name in ("episode_return", "episodes", "finite")
+    )
+    return [
+        Result(case, label, done.steps, own, counts, bool(np.all(fine)), done.compile_seconds, done.seconds)
+        for label, own, counts, fine in zip(case.members, returns, episodes, finite, strict=True)
+    ]
 
 
 def write_table(results: Sequence[Result], path: Path) -> None:
     """A markdown table, one row a case."""
-    rows = ["| case | median | least | greatest | steps a seed | seeds |", "|---|---|---|---|---|---|"]
+    rows = []
     for result in results:
         scores = result.scores()
-        figures = " | ".join(f"{value:.2f}" for value in (np.median(scores), scores.min(), scores.max()))
-        rows.append(f"| {result.label} | {figures} | {result.case.num_steps:,} | {len(scores)} |")
-    path.write_text("\n".join(rows) + "\n")
+        figures = [f"{value:.2f}" for value in (np.median(scores), scores.min(), scores.max())]
+        rows.append([result.label, *figures, f"{result.case.num_steps:,}", len(scores)])
+    path.write_text(common.table(["case", "median", "least", "greatest", "steps a seed", "seeds"], rows))
 
 
 def write_figure(results: Sequence[Result], path: Path) -> None:
-    """Learning curves, median over seeds in a band from the least to the greatest; for R1 also scores against the scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Learning curves, median over seeds and quartiles; for R1 also scores against the scale."""
     by_scale = results[0].case.experiment == "R1"
-    figure = Figure(figsize=(11, 4) if by_scale else (7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    curves, *rest = figure.subplots(1, 2 if by_scale else 1, squeeze=False)[0]
+    figure, ((curves, *rest),) = common.figure(2 if by_scale else 1, width=5.5 if by_scale else 7)
     for i, result in enumerate(results):
-        # The first and the last call are short: too few episodes for a mean.
-        seen = np.all(result.episodes > 0.25 * np.median(result.episodes, axis=0), axis=1)
         style = "--" if by_scale and i >= len(SCALES) else "-"
         colour = f"C{i % len(SCALES)}" if by_scale else f"C{i}"
-        _band(curves, result.steps[seen], result.returns[seen].T, style, colour, result.label)
+        common.band(curves, result.steps[result.whole], result.returns[result.whole], result.label, colour, style)
     curves.set(xlabel="agent steps of one seed", ylabel="episode return (training)", title=results[0].case.env)
     curves.legend(fontsize="x-small")
     for axes in rest:
         for i, clip in enumerate(CLIPS):
-            scores = np.array([result.scores() for result in results[i * len(SCALES) : (i + 1) * len(SCALES)]])
-            _band(axes, np.array(SCALES), scores.T, ".--" if i else ".-", f"C{i}", f"clip {clip}")
+            scores = [result.scores() for result in results[i * len(SCALES) : (i + 1) * len(SCALES)]]
+            common.band(axes, SCALES, scores, f"clip {clip}", f"C{i}", ".--" if i else ".-")
         axes.set(xscale="log", xlabel="scale of advantages", ylabel="return at the end of the budget")
         axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def _band(axes: Any, x: np.ndarray, values: np.ndarray, style: str, colour: str, label: str) -> None:
-    """`values` `[S, X]` over `x` `[X]`."""
-    axes.plot(x, np.nanmedian(values, axis=0), style, color=colour, label=label)
-    axes.fill_between(x, np.nanmin(values, axis=0), np.nanmax(values, axis=0), color=colour, alpha=0.15)
-    axes.grid(alpha=0.3)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is given")
-    parser.add_argument("--out", type=Path, default=Path("runs/muesli_benchmark"))
-    parser.add_argument("--seeds", type=int, default=5)
-    options = parser.parse_args()
-    experiments = options.experiments or EXPERIMENTS
-    if unknown := [name for name in experiments if name not in EXPERIMENTS]:
-        parser.error(f"there is no {unknown[0]}: choose of {', '.join(EXPERIMENTS)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    for name in experiments:
+    parser = common.parser(__doc__, EXPERIMENTS, "muesli_benchmark", seeds=5)
+    parser.add_argument("--steps", type=int, help="agent steps of one seed, in the place of each case's own")
+    options = common.parse(parser, EXPERIMENTS)
+    for name in options.cases:
         results: list[Result] = []
         for case in cases(name):
-            members = run(case, options.seeds)
-            for result in members:
-                print(json.dumps(result.line()), flush=True)
-            results += members
+            results += run(dataclasses.replace(case, num_steps=options.steps or case.num_steps), options.seeds)
+            for result in results[-len(case.members) :]:
+                common.emit("muesli", **result.line())
         write_table(results, options.out / f"{name}.md")
         write_figure(results, options.out / f"{name}.png")
 

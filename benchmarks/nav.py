@@ -18,27 +18,22 @@ Each row is kept in `--out` as JSON when it is done, so that the benchmark can b
 figures (static.png) are of all rows there. Prints a JSON line for each row.
 """
 
-import argparse
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from podracer import config, registry
 from podracer.agents.nav.agent import Nav
 from podracer.agents.nav.config import VARIANTS
 from podracer.launch import job as jobs
-from podracer.launch.loop import Counters, updates
-from podracer.plan import make_plan
-from podracer.runtimes.anakin import Anakin
 from podracer.types import Array, Key, Metrics, Mode, Params, TrainState, Trajectory
 
 ENV = "nav/ray_maze"
@@ -46,8 +41,6 @@ GOALS = ("static", "random")
 ARMS: Mapping[str, Mapping[str, Any]] = {**VARIANTS, "untrained": {"agent.loss_scale": 0.0}}
 WEIGHTS = {"agent.beta_d1": 0.0, "agent.beta_d2": 0.0, "agent.beta_l": 0.0, "agent.loss_scale": 1.0}
 """Settings in which members of one program can differ, and what they are in the preset."""
-_POINTS = 20
-_LAST_SHARE = 0.2
 _NUM_EPISODES = 64
 
 
@@ -153,9 +146,6 @@ class Result:
     finite: bool
     compile_seconds: float
     seconds: float
-    jax: str
-    backend: str
-    cores: int
 
     @property
     def auc(self) -> np.ndarray:
@@ -166,7 +156,7 @@ class Result:
     def final(self) -> np.ndarray:
         """`[S]`: mean return over its last fifth."""
         steps = np.array(self.steps)
-        return np.mean(np.array(self.returns)[steps > (1 - _LAST_SHARE) * steps[-1]], axis=0)
+        return np.mean(np.array(self.returns)[steps > (1 - common.LAST_SHARE) * steps[-1]], axis=0)
 
 
 def latencies(goals: np.ndarray) -> tuple[float, float]:
@@ -182,19 +172,18 @@ def latencies(goals: np.ndarray) -> tuple[float, float]:
 
 def run(case: Case, num_seeds: int) -> list[Result]:
     """Trains the members of a case together, and lets each play."""
-    start = time.perf_counter()
-    agent, environment, runtime, state = build(case, num_seeds)
-    steps, metrics, compile_seconds = [], [], 0.0
-    for state, counters, call in updates(runtime, state, Counters(), case.num_steps):  # noqa: B007, B020
-        if np.all(call.metrics["episodes"]):
-            steps.append(min(counters.agent_steps))
-            metrics.append(call.metrics)
-        if call.compiled:
-            compile_seconds = time.perf_counter() - start
-    if not steps:
-        raise ValueError(f"no episode ended within {case.num_steps:,} steps: ask for more with --steps")
-    params = agent.actor_params(state.train_state)
-    num_steps, num_columns = environment.environment.config.max_steps, len(case.members) * num_seeds
+    start, num_columns = time.perf_counter(), num_seeds * len(case.members)
+    request = jobs.Request(runtime="anakin", agent="nav", env=ENV, steps=case.num_steps, seeds=num_columns)
+    runtime, environment, _ = common.population(request, case.settings, agent=Measured)
+    agent, state = runtime.agent, runtime.init()
+    weights = common.members(np.array(list(case.members.values())), num_seeds, state)
+    state = state.replace(train_state=state.train_state.replace(extra=weights))
+    done = common.train(runtime, case.num_steps, state, start=start)
+    some = np.all(done.metrics["episodes"], axis=1)
+    if not some.any():
+        raise SystemExit(f"no episode ended within {case.num_steps:,} steps: ask for more with --steps")
+    params = agent.actor_params(done.state.train_state)
+    num_steps = environment.environment.config.max_steps
     if num_columns == 1:
         params = jax.tree.map(lambda x: x[None], params)
     side_by_side = environment.vectorize(_NUM_EPISODES, 0)
@@ -210,39 +199,18 @@ def run(case: Case, num_seeds: int) -> list[Result]:
         result = Result(
             goal=case.goal,
             arm=arm,
-            steps=steps,
-            returns=[[float(x) for x in values["episode_return"][columns]] for values in metrics],
+            steps=done.steps[some].tolist(),
+            returns=done.metrics["episode_return"][some, columns].tolist(),
             position=[float(x) for x in played["position_right"][columns]],
             loop_f1=[float(x) if tells_loops else math.nan for x in played["loop_f1"][columns]],
             first=[first for first, _ in latency],
             later=[later for _, later in latency],
-            finite=all(bool(np.all(values["finite"][columns])) for values in metrics),
-            compile_seconds=round(compile_seconds, 1),
+            finite=bool(np.all(done.metrics["finite"][:, columns])),
+            compile_seconds=round(done.compile_seconds, 1),
             seconds=round(time.perf_counter() - start, 1),
-            jax=jax.__version__,
-            backend=jax.default_backend(),
-            cores=len(os.sched_getaffinity(0)),
         )
         found.append(result)
     return found
-
-
-def build(case: Case, num_seeds: int) -> tuple[Measured, Any, Anakin, Any]:
-    """Agent, environment, runtime and its first state of a case, from the job that the command line would make."""
-    seeds = num_seeds * len(case.members)
-    request = jobs.Request(runtime="anakin", agent="nav", env=ENV, steps=case.num_steps, seeds=seeds)
-    job = config.override(jobs.new_job(request)[0], case.settings)
-    environment = registry.env(job.env_name).make(job.env)
-    agent = Measured(environment.spec, job.agent)
-    plan = make_plan(job, agent, environment.spec, jax.local_device_count())
-    plan = dataclasses.replace(plan, updates_per_call=math.ceil(plan.num_updates / _POINTS))
-    runtime = Anakin(agent, environment, plan)
-    state = runtime.init()
-    weights = jnp.repeat(jnp.asarray(list(case.members.values()), jnp.float32), num_seeds, axis=0)
-    # Laid out as the rest of the state is: else the second call would compile again.
-    weights = jax.device_put(weights if seeds > 1 else weights[0], state.num_updates.sharding)
-    train_state = state.train_state.replace(extra=weights)
-    return agent, environment, runtime, state.replace(train_state=train_state)
 
 
 COLUMNS = {
@@ -258,34 +226,19 @@ COLUMNS = {
 
 def write_table(results: Sequence[Result], path: Path) -> None:
     """A markdown table, one row a population: median (least to greatest) over seeds."""
-    rows = [f"| arm | {' | '.join(COLUMNS)} | steps a seed | seeds |", "|" + "---|" * (len(COLUMNS) + 3)]
+    rows = []
     for result in results:
-        cells = []
-        for take, form in COLUMNS.values():
-            values = np.array(take(result))
-            if np.all(np.isnan(values)):
-                cells.append("-")
-                continue
-            median, least, greatest = (form.format(f(values)) for f in (np.nanmedian, np.nanmin, np.nanmax))
-            cells.append(f"{median} ({least} to {greatest})")
-        rows.append(f"| {result.arm} | {' | '.join(cells)} | {result.steps[-1]:,} | {len(result.position)} |")
-    path.write_text("\n".join(rows) + "\n")
+        cells = [common.spread(take(result), form) for take, form in COLUMNS.values()]
+        rows.append([result.arm, *cells, f"{result.steps[-1]:,}", len(result.position)])
+    path.write_text(common.table(["arm", *COLUMNS, "steps a seed", "seeds"], rows))
 
 
 def write_figure(results: Sequence[Result], path: Path) -> None:
-    """Medians over seeds along the budget, in bands from the least to the greatest."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    """Medians over seeds along the budget, and their quartiles."""
+    figure, ((axes,),) = common.figure(width=8, height=5)
     for i, result in enumerate(results):
-        returns = np.array(result.returns)
-        axes.plot(result.steps, np.median(returns, axis=1), ".-", color=f"C{i}", label=result.arm)
-        axes.fill_between(result.steps, np.min(returns, axis=1), np.max(returns, axis=1), color=f"C{i}", alpha=0.12)
-    axes.set(xlabel="agent steps of one seed", ylabel="episode return", title=f"{ENV}, goal={results[0].goal}")
-    axes.grid(alpha=0.3)
+        common.band(axes, result.steps, result.returns, result.arm, f"C{i}", ".-")
+    axes.set(xlabel="agent steps of one seed", ylabel="episode return (training)", title=f"{ENV}, goal={results[0].goal}")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -293,31 +246,41 @@ def write_figure(results: Sequence[Result], path: Path) -> None:
 def report(goal: str, out: Path) -> None:
     """Table and figure of all rows of a goal that are in `out`, in the order of ARMS."""
     kept = [json.loads(path.read_text()) for path in out.glob(f"{goal}-*.json")]
-    results = sorted((Result(**values) for values in kept), key=lambda result: list(ARMS).index(result.arm))
+    fields = [field.name for field in dataclasses.fields(Result)]
+    found = [Result(**{name: values[name] for name in fields}) for values in kept]
+    results = sorted(found, key=lambda result: list(ARMS).index(result.arm))
     write_table(results, out / f"{goal}.md")
     write_figure(results, out / f"{goal}.png")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("goals", nargs="*", metavar="GOAL", help=f"of {', '.join(GOALS)}; all if none is given")
-    parser.add_argument("--arms", nargs="+", metavar="NAME", default=list(ARMS), help=f"of: {'; '.join(ARMS)}")
-    parser.add_argument("--out", type=Path, default=Path("runs/nav_benchmark"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2_000_000, help="agent steps of one seed")
-    options = parser.parse_args()
-    goals = options.goals or GOALS
-    for asked, known in ((goals, GOALS), (options.arms, ARMS)):
-        if unknown := [name for name in asked if name not in known]:
-            parser.error(f"there is no {unknown[0]}: choose of {'; '.join(known)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    for goal in goals:
+    parser = common.parser(__doc__, GOALS, "nav_benchmark", seeds=3, steps=2_000_000)
+    parser.add_argument(
+        "--arms", nargs="+", metavar="NAME", choices=list(ARMS), default=list(ARMS), help=f"of: {'; '.join(ARMS)}"
+    )
+    options = common.parse(parser, GOALS)
+    for goal in options.cases:
         for case in cases(goal, options.arms, options.steps):
             for result in run(case, options.seeds):
-                line = json.dumps(dataclasses.asdict(result))
-                print(line, flush=True)
-                (options.out / f"{goal}-{result.arm.replace(', ', '_').replace(' ', '_')}.json").write_text(line + "\n")
+                kept = json.dumps(dataclasses.asdict(result))
+                (options.out / f"{goal}-{result.arm.replace(', ', '_').replace(' ', '_')}.json").write_text(kept + "\n")
+                common.emit("nav", **line(result))
             report(goal, options.out)
+
+
+def line(result: Result) -> dict[str, Any]:
+    """What is printed: all but the curve in figures that COLUMNS name."""
+    return {
+        "case": result.goal,
+        "title": f"{ENV}, {result.goal} goal",
+        "arm": result.arm,
+        "control": result.arm == "untrained",
+        "scores": {name: np.asarray(take(result)) for name, (take, _) in COLUMNS.items()},
+        "finite": result.finite,
+        "compile_seconds": result.compile_seconds,
+        "seconds": result.seconds,
+        "curve": common.curve(result.steps, result.returns),
+    }
 
 
 if __name__ == "__main__":

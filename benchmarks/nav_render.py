@@ -4,18 +4,16 @@ linear regression reads from the pixels.
     python benchmarks/nav_render.py [--num-envs 32 128 512] [--sizes 4x16 16x32 42x42 84x84] [--maze small] [--out DIR]
 
 A frame is one step of one environment with random actions: physics, picture, all labels, rewards and resets, in one program.
-Cases take turns within each round. Prints one JSON line a case, a table, and one JSON line a size for the regression. --out
-also writes `nav_render.png`.
+Cases take turns within each round. Prints one JSON line a case, a table, and one JSON line a size for the regression; leaves
+`nav_render.png` in `--out`.
 """
 
-import argparse
-import json
 import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,14 +70,13 @@ class Case:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__, out="nav_render")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--sizes", nargs="+", default=["4x16", "16x32", "42x42", "84x84"])
     parser.add_argument("--maze", default="small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    options = common.parse(parser)
     sizes = [(int(height), int(width)) for height, width in (size.split("x") for size in options.sizes)]
     cases = [Case(num_envs, size, options.maze) for size in sizes for num_envs in options.num_envs]
     for case in cases:
@@ -88,24 +85,23 @@ def main() -> None:
         for case in cases:
             case.measure(options.seconds)
     rates = {(case.size, case.num_envs): statistics.median(case.rates) for case in cases}
-    device = jax.devices()[0].device_kind
     for case in cases:
-        words = {"maze": options.maze, "size": "x".join(map(str, case.size)), "num_envs": case.num_envs, "device": device}
-        all_rates = [round(rate) for rate in case.rates]
-        print(json.dumps({**words, "frames_per_s": round(rates[case.size, case.num_envs]), "all": all_rates}))
-    for line in _table(rates, sizes, options.num_envs):
-        print(line)
+        facts = {
+            "num_envs": case.num_envs,
+            "unit": "frames/s",
+            "per_second": rates[case.size, case.num_envs],
+            "all": case.rates,
+        }
+        common.emit("nav_render", case=f"ray_maze, {options.maze}, {_text(case.size)}", **facts)
+    rows = [[_text(size), *(f"{rates[size, batch]:,.0f}" for batch in options.num_envs)] for size in sizes]
+    print(common.table(["picture", *(f"{batch} environments" for batch in options.num_envs)], rows))
     for size in sizes:
-        print(json.dumps({"size": "x".join(map(str, size)), **readable(size, options.maze)}))
-    if options.out:
-        _draw(rates, sizes, options.num_envs, f"nav/ray_maze, maze={options.maze}, {device}", options.out / "nav_render.png")
+        common.emit("nav_render depth", case=_text(size), **readable(size, options.maze))
+    _draw(rates, sizes, options.num_envs, f"nav/ray_maze, maze={options.maze}", options.out / "nav_render.png")
 
 
-def _table(rates: dict[Any, float], sizes: list[tuple[int, int]], batches: list[int]) -> Iterator[str]:
-    yield "| picture | " + " | ".join(f"{batch} environments" for batch in batches) + " |"
-    yield "|---" * (1 + len(batches)) + "|"
-    for size in sizes:
-        yield f"| {size[0]}x{size[1]} | " + " | ".join(f"{rates[size, batch]:,.0f}" for batch in batches) + " |"
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def readable(size: tuple[int, int], maze: str) -> dict[str, float]:
@@ -129,7 +125,7 @@ def readable(size: tuple[int, int], maze: str) -> dict[str, float]:
     flat = picture.reshape(len(picture), -1)
     if flat.shape[1] > _CONTRASTS:
         flat = flat @ np.random.default_rng(0).normal(0, flat.shape[1] ** -0.5, (flat.shape[1], _CONTRASTS))
-    return {"brightness": round(_explained(brightness, depth), 3), "pixels": round(_explained(flat, depth), 3)}
+    return {"brightness": _explained(brightness, depth), "pixels": _explained(flat, depth)}
 
 
 def _explained(features: np.ndarray, target: np.ndarray) -> float:
@@ -141,21 +137,14 @@ def _explained(features: np.ndarray, target: np.ndarray) -> float:
 
 
 def _draw(rates: dict[Any, float], sizes: list[tuple[int, int]], batches: list[int], title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure, ((axes,),) = common.figure(width=6)
     for size in sizes:
-        axes.plot(batches, [rates[size, batch] for batch in batches], marker="o", label=f"{size[0]}x{size[1]}")
+        axes.plot(batches, [rates[size, batch] for batch in batches], marker="o", label=_text(size))
     axes.set(xscale="log", yscale="log", xlabel="environments", ylabel="frames/s", title=title)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()
-    axes.grid(alpha=0.3)
     axes.legend(title="picture")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,14 @@ each experiment a table (variants.md) and a figure (variants.png) in `--out`. A 
 evaluation episodes of a seed; rows show median, least and greatest over seeds.
 """
 
-import argparse
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import common
 import numpy as np
 
 from podracer import config
@@ -132,76 +130,54 @@ def score(row: Row, params: Sequence[Any], steps: int, episodes: int) -> np.ndar
 
 
 def line(row: Row, scores: np.ndarray, steps: int, episodes: int, seconds: float) -> dict[str, Any]:
-    """For people and programs: one JSON line."""
+    """What is printed."""
     return {
-        "benchmark": "planning",
-        "experiment": row.experiment,
-        "case": row.label,
+        "case": row.experiment,
+        "arm": row.label,
         "settings": {**row.training, **row.evaluation},
         "num_steps": steps,
         "episodes": episodes,
-        "seeds": len(scores),
-        "return_median": round(float(np.median(scores)), 3),
-        "return_min": round(float(np.min(scores)), 3),
-        "return_max": round(float(np.max(scores)), 3),
-        "training_seconds": round(seconds, 1),
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
+        "return_median": np.median(scores),
+        "return_min": np.min(scores),
+        "return_max": np.max(scores),
+        "returns": scores,
+        "training_seconds": seconds,
     }
 
 
 def write_table(results: Sequence[tuple[Row, np.ndarray]], steps: int, path: Path) -> None:
     """A markdown table, one line a row."""
-    lines = [f"| {steps:,} steps a seed | median | least | greatest | seeds |", "|---|---|---|---|---|"]
+    rows = []
     for row, scores in results:
-        figures = " | ".join(f"{value:.2f}" for value in (np.median(scores), scores.min(), scores.max()))
-        lines.append(f"| {row.label} | {figures} | {len(scores)} |")
-    path.write_text("\n".join(lines) + "\n")
+        rows.append([row.label, *(f"{f(scores):.2f}" for f in (np.median, np.min, np.max)), len(scores)])
+    path.write_text(common.table([f"{steps:,} steps a seed", "median", "least", "greatest", "seeds"], rows))
 
 
 def write_figure(results: Sequence[tuple[Row, np.ndarray]], path: Path) -> None:
-    """Bars, medians with a line from the least to the greatest seed; of `evaluation` curves in a band, against the budget."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    """Medians over seeds with the quartiles: bars, and of `evaluation` curves against the budget."""
+    figure, ((axes,),) = common.figure()
     if results[0][0].experiment == "evaluation":
         for i in range(0, len(results), len(BUDGETS)):
-            values = np.array([scores for _, scores in results[i : i + len(BUDGETS)]])
+            values = [scores for _, scores in results[i : i + len(BUDGETS)]]
             label = results[i][0].label.rsplit(",", 1)[0]
-            axes.plot(range(len(BUDGETS)), np.median(values, axis=1), ".-", label=label)
-            axes.fill_between(range(len(BUDGETS)), values.min(axis=1), values.max(axis=1), alpha=0.15)
+            common.band(axes, range(len(BUDGETS)), values, label, f"C{i // len(BUDGETS)}", ".-")
         axes.set_xticks(range(len(BUDGETS)), [str(budget) if budget else "policy" for budget in BUDGETS])
         axes.set(xlabel="simulations in evaluation")
         axes.legend(title="mazes, model")
     else:
-        values = np.array([scores for _, scores in results])
-        middle = np.median(values, axis=1)
-        axes.bar([row.label for row, _ in results], middle, yerr=[middle - values.min(axis=1), values.max(axis=1) - middle])
+        low, middle, high = np.quantile([scores for _, scores in results], [0.25, 0.5, 0.75], axis=1)
+        axes.bar([row.label for row, _ in results], middle, yerr=[middle - low, high - middle])
         axes.tick_params(axis="x", labelrotation=20)
     axes.set(ylabel="evaluation return", title="minipacman/mini")
-    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiments", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all if none is given")
-    parser.add_argument("--out", type=Path, default=Path("runs/planning_benchmark"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60_000, help="agent steps of a seed")
+    parser = common.parser(__doc__, EXPERIMENTS, "planning_benchmark", seeds=3, steps=60_000)
     parser.add_argument("--episodes", type=int, default=64)
-    options = parser.parse_args()
-    experiments = options.experiments or EXPERIMENTS
-    if unknown := [name for name in experiments if name not in EXPERIMENTS]:
-        parser.error(f"there is no {unknown[0]}: choose of {', '.join(EXPERIMENTS)}")
-    options.out.mkdir(parents=True, exist_ok=True)
-
+    options = common.parse(parser, EXPERIMENTS)
     trained: dict[str, tuple[list[Any], float]] = {}
-    for experiment in experiments:
+    for experiment in options.cases:
         results = []
         for row in rows(experiment):
             key = json.dumps(row.training, sort_keys=True)
@@ -209,7 +185,7 @@ def main() -> None:
                 trained[key] = train(row.training, options.steps, options.seeds)
             params, seconds = trained[key]
             scores = score(row, params, options.steps, options.episodes)
-            print(json.dumps(line(row, scores, options.steps, options.episodes, seconds)), flush=True)
+            common.emit("planning", **line(row, scores, options.steps, options.episodes, seconds))
             results.append((row, scores))
         write_table(results, options.steps, options.out / f"{experiment}.md")
         write_figure(results, options.out / f"{experiment}.png")

@@ -12,14 +12,13 @@ Prints one JSON line a case:
 With `--write` the tables in envs/atari_jax/README.md are replaced by what came out.
 """
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ale_py
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,25 +177,26 @@ def policy_case(run_dir: Path, num_episodes: int) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The Markdown that the README shows."""
-    lines = [
-        "| same actions in both | frames | games | points | frames that agree | pictures that agree |",
-        "|---|---|---|---|---|---|",
-    ]
+    frames = []
     for r in (r for r in results if r["case"] == "frames"):
-        player = "with the button" if r["button"] else "without the button"
-        shares = f"{r['same_state']:.4%} | {r['same_picture']:.2%}"
-        lines.append(f"| follows the ball with errors, {player} | {r['frames']:,} | {r['games']} | {r['points']} | {shares} |")
-    header = " | ".join(f"`{name}`: return | length" for name in NAMES)
-    lines += ["", f"| player | episodes | {header} |", "|---|---|---|---|---|---|"]
+        player = f"follows the ball with errors, {'with' if r['button'] else 'without'} the button"
+        shares = [f"{r['same_state']:.4%}", f"{r['same_picture']:.2%}"]
+        frames.append([player, f"{r['frames']:,}", r["games"], r["points"], *shares])
+    players = []
     for r in (r for r in results if r["case"] != "frames"):
+        player = r.get("player")
         if r["case"] == "policy":
             steps = f"{r['agent_steps'] / 1e6:g}M steps"
             player = f"{r['agent']}, trained in `{r['trained_in']}` ({r['observation']}, {steps})"
-        else:
-            player = r["player"]
-        cells = [f"{r[name]['return']:.2f} ± {r[name]['standard_error']:.2f} | {r[name]['length']:.0f}" for name in NAMES]
-        lines.append(f"| {player} | {r['episodes']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [cell for name in NAMES for cell in _cells(r[name])]
+        players.append([player, r["episodes"], *cells])
+    columns = ["same actions in both", "frames", "games", "points", "frames that agree", "pictures that agree"]
+    header = ["player", "episodes", *(column for name in NAMES for column in (f"`{name}`: return", "length"))]
+    return f"{common.table(columns, frames)}\n{common.table(header, players)}".rstrip()
+
+
+def _cells(stats: dict[str, float]) -> list[str]:
+    return [f"{stats['return']:.2f} ± {stats['standard_error']:.2f}", f"{stats['length']:.0f}"]
 
 
 def write(text: str) -> None:
@@ -208,17 +208,17 @@ def write(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--frames", type=int, default=20_000, help="frames of each comparison")
     parser.add_argument("--episodes", type=int, default=64, help="episodes of each player in each environment")
     parser.add_argument("--policy", type=Path, nargs="*", default=[], help="run folders")
     parser.add_argument("--write", action="store_true", help="replace the tables in the README")
-    arguments = parser.parse_args()
+    arguments = common.parse(parser)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     results: list[dict[str, Any]] = []
 
     def report(result: dict[str, Any]) -> None:
-        print(json.dumps(result), flush=True)
+        common.emit("pong_validation", **result)
         results.append(result)
 
     for button in (False, True):

@@ -1,7 +1,7 @@
 """Speed of our Reverb client against the official one: items/s inserted into and sampled from the same server.
 
     podracer reverb install                     # the official form: it has the official client
-    python benchmarks/reverb.py [--cases atari vector stacked] [--rounds 5] [--seconds 1.0]
+    python benchmarks/reverb.py [atari vector stacked] [--rounds 5] [--seconds 1.0]
 
 Prints one JSON line a case. The two clients, each in its own process, take turns within each round; figures are medians over
 rounds of items/s. Inserting ends when all items are confirmed. The official client inserts in two forms: an append for
@@ -12,15 +12,13 @@ atari: frames `[20, 84, 84, 4] uint8` and four small columns. vector: five colum
 the latter of 32 environments in one item.
 """
 
-import argparse
-import json
-import statistics
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 
 from podracer.stores.reverb import Client, ReverbServer, Table, install
@@ -161,7 +159,7 @@ def measure(client: Client, peer: Peer, case: str, rounds: int, seconds: float) 
     for _ in range(rounds):
         for name, run in runs.items():
             rates.setdefault(name, []).append(counts[name] / run(counts[name]))
-    median = {name: statistics.median(values) for name, values in rates.items()}
+    median = common.medians(rates)
     return {
         "case": case,
         "item_bytes": sum(leaf.nbytes for leaf in data.values()),
@@ -171,33 +169,33 @@ def measure(client: Client, peer: Peer, case: str, rounds: int, seconds: float) 
         "sample_per_s": round(median["sample"]),
         "official_sample_bare_per_s": round(median["bare"]),
         "official_sample_dataset_per_s": round(median["dataset"]),
-        "ratio_insert": round(median["insert"] / max(median["steps"], median["whole"]), 2),
-        "ratio_sample": round(median["sample"] / max(median["bare"], median["dataset"]), 2),
+        "ratio_insert": median["insert"] / max(median["steps"], median["whole"]),
+        "ratio_sample": median["sample"] / max(median["bare"], median["dataset"]),
     }
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=["atari", "vector", "stacked"], choices=["atari", "vector", "stacked"])
+    cases = ("atari", "vector", "stacked")
+    parser = common.parser(__doc__, cases)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one client in one round")
     parser.add_argument("--environment", type=Path, default=install.home() / "official", help="with the official client")
-    args = parser.parse_args()
-    if not install.is_complete(args.environment):
-        parser.error(f"{args.environment} has no official client: podracer reverb install")
-    tables = [Table.uniform(case, 200) for case in args.cases]
+    options = common.parse(parser, cases)
+    if not install.is_complete(options.environment):
+        parser.error(f"{options.environment} has no official client: podracer reverb install")
+    tables = [Table.uniform(case, 200) for case in options.cases]
     with (
         tempfile.TemporaryDirectory() as folder,
-        ReverbServer(tables, environment=args.environment) as server,
+        ReverbServer(tables, environment=options.environment) as server,
         Client(server.address) as client,
     ):
-        for case in args.cases:
-            np.savez(f"{folder}/{case}.npz", **data_of(case))  # type: ignore[arg-type]  # a keyword for each array
-        peer = Peer(install.interpreter(args.environment), server.address, folder)
+        for case in options.cases:
+            np.savez(f"{folder}/{case}.npz", **data_of(case))
+        peer = Peer(install.interpreter(options.environment), server.address, folder)
         try:
-            for case in args.cases:
-                print(json.dumps(measure(client, peer, case, args.rounds, args.seconds)), flush=True)
+            for case in options.cases:
+                common.emit("reverb", **measure(client, peer, case, options.rounds, options.seconds))
         finally:
             peer.close()
 

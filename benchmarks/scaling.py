@@ -28,6 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import common
+
 _DEVICES = (1, 2, 4, 8)
 _PROCESSES = (1, 2, 4)
 _CHIPS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -53,16 +55,7 @@ def build(agent: str, env: str, settings: Sequence[str], num_devices: int, num_h
 
 def seconds_of(function: Callable[[int], None], seconds: float, rounds: int) -> float:
     """Median over rounds of the time of one of the `n` repetitions that `function(n)` makes, in calls of about `seconds`."""
-    function(1)
-    start = time.perf_counter()
-    function(2)
-    count = max(1, int(2 * seconds / (time.perf_counter() - start)))
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function(count)
-        times.append((time.perf_counter() - start) / count)
-    return statistics.median(times)
+    return statistics.median(common.take_turns({"it": function}, seconds, rounds)["it"])
 
 
 def update_seconds(runtime: Any, seconds: float, rounds: int) -> float:
@@ -123,7 +116,7 @@ def weak_scaling(options: argparse.Namespace, processes: bool = False) -> list[R
         row["ideal"] = rows[0]["agent_steps_per_second"] if rows else row["agent_steps_per_second"]
         rows.append(row)
         case = "processes" if processes else "devices"
-        print(json.dumps({"benchmark": f"scaling {case}", "agent": options.agent, "env": options.env, **row}), flush=True)
+        common.emit(f"scaling {case}", agent=options.agent, env=options.env, **row)
     return rows
 
 
@@ -170,7 +163,7 @@ def on_chips(options: argparse.Namespace) -> list[Row]:
                 "answered_in_seconds": time.perf_counter() - start,
             }
             rows.append(row)
-            print(json.dumps({"benchmark": "scaling chips", "agent": options.agent, "env": options.env, **row}), flush=True)
+            common.emit("scaling chips", agent=options.agent, env=options.env, **row)
     return rows
 
 
@@ -215,7 +208,7 @@ def against_the_bound(options: argparse.Namespace) -> list[Row]:
             "limit": found.limit,
             "share": found.seconds / took,
         }
-        print(json.dumps({"benchmark": "scaling peaks", "device": chip.kind, **peaks, **line}), flush=True)
+        common.emit("scaling peaks", device=chip.kind, **peaks, **line)
         return line
 
     def products(n: jax.Array, x: jax.Array) -> jax.Array:
@@ -236,25 +229,19 @@ def against_the_bound(options: argparse.Namespace) -> list[Row]:
 
 def write_tables(results: Mapping[str, Sequence[Row]], path: Path) -> None:
     """One table for each kind of case."""
-    lines = []
-    for name, rows in results.items():
-        columns = list(rows[0])
-        lines += [f"## {name}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(_text(row[column]) for column in columns) + " |" for row in rows] + [""]
-    path.write_text("\n".join(lines))
+    tables = [
+        f"## {name}\n\n{common.table(list(rows[0]), [list(map(_text, row.values())) for row in rows])}"
+        for name, rows in results.items()
+    ]
+    path.write_text("\n".join(tables))
 
 
 def write_figure(results: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Bytes that an update reduces, and speed, against devices or chips."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = [name for name in ("devices", "processes", "chips") if name in results]
     if not names:
         return
-    figure = Figure(figsize=(5 * len(names), 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(names), squeeze=False)
+    figure, axes = common.figure(len(names), 2, width=5, height=3.5)
     for column, name in enumerate(names):
         speed, bytes_of = axes[0][column], axes[1][column]
         speed_key = "bound_steps_per_second" if name == "chips" else "agent_steps_per_second"
@@ -287,24 +274,21 @@ def _text(value: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", choices=["devices", "processes", "chips", "peaks", []], default=[])
+    makers = {"devices": weak_scaling, "processes": on_processes, "chips": on_chips, "peaks": against_the_bound}
+    parser = common.parser(__doc__, tuple(makers), "scaling_benchmark")
     parser.add_argument("--agent", default="muesli")
     parser.add_argument("--env", default="atari_jax/pong")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--kinds", nargs="+", default=["v5e", "v5p"], choices=["v4", "v5e", "v5p", "v6e"])
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long one timed call takes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/scaling_benchmark"))
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = common.parse(parser, tuple(makers))
     if options.one:
         row = on_devices(options.agent, options.env, options.settings, options.one, options.seconds, options.rounds)
         print(json.dumps(row), flush=True)
         return
-    makers = {"devices": weak_scaling, "processes": on_processes, "chips": on_chips, "peaks": against_the_bound}
-    results = {name: makers[name](options) for name in options.cases or makers}
-    options.out.mkdir(parents=True, exist_ok=True)
+    results = {name: makers[name](options) for name in options.cases}
     write_tables(results, options.out / "scaling.md")
     write_figure(results, options.out / "scaling.png")
     print(f"{options.out}: scaling.md, scaling.png")

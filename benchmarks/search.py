@@ -1,6 +1,6 @@
 """Speed of searching: MuZero's `act` against the bare search of mctx in it, and whole training.
 
-    python benchmarks/search.py [--kind gumbel puct] [--batch 64] [--simulations 32] [--width 64] [--rounds 7]
+    python benchmarks/search.py [gumbel puct] [--batch 64] [--simulations 32] [--width 64] [--rounds 7]
 
 Prints one JSON line a kind of search. `act` and the bare search (networks at the root, then `mctx.gumbel_muzero_policy` or
 `mctx.muzero_policy` over the whole batch with one key) have the same model, parameters and observations, those of CartPole, and
@@ -9,15 +9,12 @@ all that `act` adds (a key of its own for every root, histories, temperatures) c
 training in Anakin with that batch of environments and the loss and replay of the agent's preset for CartPole.
 """
 
-import argparse
 import functools
-import json
-import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
+import common
 import jax
 import jax.numpy as jnp
 import mctx
@@ -94,50 +91,36 @@ def measure(kind: str, batch: int, simulations: int, width: int, seconds: float,
         "bare": repeated(lambda i: search(params.params, timestep.observation, jax.random.fold_in(jax.random.key(0), i))),
         "train": train,
     }
-    counts, times = {}, {name: [] for name in functions}
-    for name, function in functions.items():
-        function(2)
-        start = time.perf_counter()
-        function(2)
-        counts[name] = max(2, int(2 * seconds / (time.perf_counter() - start)))
-    for _ in range(rounds):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(counts[name])
-            times[name].append((time.perf_counter() - start) / counts[name])
-    median = {name: statistics.median(values) for name, values in times.items()}
+    times = common.take_turns(functions, seconds, rounds)
+    median = common.medians(times)
     ratios = [bare / act for bare, act in zip(times["bare"], times["act"], strict=True)]
     return {
-        "benchmark": "search",
         "kind": kind,
         "batch": batch,
         "simulations": simulations,
         "width": width,
         "searches_per_second": round(batch / median["act"]),
         "bare_searches_per_second": round(batch / median["bare"]),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
         "agent_steps_per_second": round(runtime.plan.steps_per_update / median["train"]),
-        "jax": jax.__version__,
         "mctx": mctx.__version__,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", nargs="+", choices=("gumbel", "puct"), default=["gumbel", "puct"])
+    kinds = ("gumbel", "puct")
+    parser = common.parser(__doc__, kinds)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--simulations", type=int, default=32)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long one timed call takes")
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    for kind in options.kind:
-        case = measure(kind, options.batch, options.simulations, options.width, options.seconds, options.rounds)
-        print(json.dumps(case), flush=True)
+    options = common.parse(parser, kinds)
+    for kind in options.cases:
+        sizes = (options.batch, options.simulations, options.width)
+        common.emit("search", **measure(kind, *sizes, options.seconds, options.rounds))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed of Sebulba: agent steps/s against actor batch, threads and lag, and the share of its bare parts that it reaches.
 
-    python benchmarks/sebulba.py [--cases batch threads lag pixels] [--env gymnasium/CartPole-v1] [--set key=value ...]
+    python benchmarks/sebulba.py [batch threads lag pixels peer] [--env gymnasium/CartPole-v1] [--set key=value ...]
 
 Prints one JSON line a case. `batch`, `threads` and `lag` vary `anakin.num_envs`, `sebulba.threads` and `sebulba.max_lag` one at
 a time (lag 0 is `sebulba.sync`, in turns); `pixels` is IMPALA with the Nature CNN on `atari/pong`, 32 environments, unroll 20.
@@ -11,12 +11,11 @@ idle can overlap, and the share exceed 1. Whole and parts take turns within each
 medians over rounds. On a machine that others use, `cpu_us_per_step` says more than the rate: CPU time of this process, without
 environments in processes of their own.
 
-`--peer PYTHON` also runs Sample Factory's own command on the work of `pixels` (APPO, which learns from each step once, as here)
-in turn with ours: PYTHON is that of an environment with sample-factory 2.1.1, where `PongNoFrameskip-v4` is registered.
+`peer`, with `--peer PYTHON`, runs Sample Factory's own command on the work of `pixels` (APPO, which learns from each step
+once, as here) in turn with ours: PYTHON is that of an environment with sample-factory 2.1.1, where `PongNoFrameskip-v4` is
+registered.
 """
 
-import argparse
-import json
 import os
 import re
 import resource
@@ -32,6 +31,7 @@ from podracer.launch import surroundings
 
 surroundings.prepare()
 
+import common  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -159,7 +159,6 @@ def measure(agent: str, env: str, settings: list[str], seconds: float, rounds: i
     end()
     whole.runtime.close()
     return {
-        "benchmark": "sebulba",
         "agent": agent,
         "env": env,
         "settings": settings,
@@ -170,21 +169,18 @@ def measure(agent: str, env: str, settings: list[str], seconds: float, rounds: i
         "agent_steps_per_second": round(statistics.median(rates)),
         "agent_steps_per_second_best": round(max(rates)),
         "frames_per_second": round(statistics.median(rates) * whole.runtime.environment.spec.frames_per_step),
-        "share": round(statistics.median(shares), 3),
-        "cpu_us_per_step": round(statistics.median(cpu), 2),
-        "whole_us_per_step": round(1e6 / statistics.median(rates), 2),
-        **{f"{name}_us_per_step": round(statistics.median(values), 2) for name, values in microseconds.items()},
+        "share": statistics.median(shares),
+        "cpu_us_per_step": statistics.median(cpu),
+        "whole_us_per_step": 1e6 / statistics.median(rates),
+        **{f"{name}_us_per_step": statistics.median(values) for name, values in microseconds.items()},
         **{
-            name: round(float(metrics[name][0]), 3)
+            name: float(metrics[name][0])
             for name in sorted(metrics)
             if name.startswith(("actor_", "learner_", "lag")) and np.size(metrics[name]) == 1
         },
         "stale": int(metrics["stale"][0]),
-        "compile_seconds": round(whole.compile_seconds, 2),
+        "compile_seconds": whole.compile_seconds,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
     }
 
 
@@ -235,15 +231,14 @@ def against_peer(python: str, settings: list[str], seconds: float, rounds: int) 
     whole.runtime.close()
     rate, its_rate, cpu, its_cpu = (statistics.median(values) for values in zip(*pairs, strict=True))
     return {
-        "benchmark": "sebulba against Sample Factory APPO",
-        "env": "atari/pong",
+        "case": "atari/pong, Nature CNN, 32 environments, unroll 20",
         "settings": settings,
         "agent_steps_per_second": round(rate),
         "peer_agent_steps_per_second": round(its_rate),
-        "ratio": round(statistics.median(pair[0] / pair[1] for pair in pairs), 3),
+        "ratio": statistics.median(pair[0] / pair[1] for pair in pairs),
         "cpu_us_per_step": round(cpu),
         "peer_cpu_us_per_step": round(its_cpu),
-        "cpu_ratio": round(statistics.median(pair[3] / pair[2] for pair in pairs), 3),
+        "cpu_ratio": statistics.median(pair[3] / pair[2] for pair in pairs),
         "rounds": rounds,
     }
 
@@ -261,21 +256,24 @@ def cases(names: list[str], env: str, settings: list[str]) -> Iterator[tuple[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["batch", "threads", "lag", "pixels"]
-    parser.add_argument("--cases", nargs="*", choices=names, default=names)
+    names = ("batch", "threads", "lag", "pixels")
+    parser = common.parser(__doc__, (*names, "peer"))
     parser.add_argument("--agent", default="impala")
     parser.add_argument("--env", default="gymnasium/CartPole-v1", help="of batch, threads and lag")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long the whole runs within one round, about")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peer", metavar="PYTHON", help="compare with Sample Factory")
+    parser.add_argument("--peer", metavar="PYTHON", help="of an environment that has Sample Factory")
     parser.add_argument("--peer-seconds", type=float, default=60.0, help="how long either runs within one round")
-    options = parser.parse_args()
-    for env, settings in cases(options.cases, options.env, options.settings):
-        print(json.dumps(measure(options.agent, env, settings, options.seconds, options.rounds)), flush=True)
-    if options.peer:
-        print(json.dumps(against_peer(options.peer, options.settings, options.peer_seconds, options.rounds)), flush=True)
+    options = common.parse(parser, names)
+    if "peer" in options.cases and not options.peer:
+        parser.error("peer needs --peer PYTHON")
+    own = [name for name in options.cases if name != "peer"]
+    for env, settings in cases(own, options.env, options.settings):
+        common.emit("sebulba", **measure(options.agent, env, settings, options.seconds, options.rounds))
+    if "peer" in options.cases:
+        found = against_peer(options.peer, options.settings, options.peer_seconds, options.rounds)
+        common.emit("sebulba against Sample Factory APPO", **found)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ Prints one JSON line: how often each happened, the longest time without an updat
 second fifth of the run to its last tenth, and `broken`, the invariants that did not hold. Exit code 1 where there are any.
 """
 
-import argparse
 import collections
 import contextlib
-import json
 import os
 import random
 import signal
@@ -27,6 +25,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import common
 import jax
 import numpy as np
 import psutil
@@ -238,7 +237,6 @@ def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
         "processes are left behind": bool(left),
     }
     return {
-        "case": "soak",
         "seconds": seconds,
         "faults": dict(faults.counts),
         "updates": sums["updates"],
@@ -267,14 +265,13 @@ def _end(actor: subprocess.Popen[bytes]) -> int | str:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="of the whole run")
     parser.add_argument("--every", type=float, default=8.0, help="seconds between two faults, on average")
     parser.add_argument("--seed", type=int, default=0, help="of the faults' times")
-    arguments = parser.parse_args()
-    result = soak(arguments.seconds, arguments.every, arguments.seed)
-    print(json.dumps(result), flush=True)
-    sys.exit(1 if result["broken"] else 0)
+    options = common.parse(parser)
+    line = common.emit("soak", **soak(options.seconds, options.every, options.seed))
+    sys.exit(1 if line["broken"] else 0)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,18 @@ class Count(click.ParamType[int]):
         return number
 
 
+class Address(click.ParamType[str]):
+    """HOST:PORT."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            self.fail(f"{value!r}: write HOST:PORT, for example 127.0.0.1:8000", param, ctx)
+        return str(value)
+
+
 def complete_agent(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     del ctx, param
     return [name for name in registry.names(registry.AGENTS) if name.startswith(incomplete)]

@@ -16,7 +16,7 @@ from podracer.launch.job import Parts, write_atomically
 from podracer.launch.loop import Counters
 from podracer.launch.signals import StopRequests
 from podracer.match import MatchStats
-from podracer.metrics.pictures import write_curve, write_video
+from podracer.metrics.pictures import NoFfmpeg, write_curve, write_video
 from podracer.metrics.progress import ProgressLine
 from podracer.types import Params
 
@@ -59,7 +59,10 @@ def finish(
     if stats[0].frames is None:
         print(f"no video: {job.env_name} has no picture to show")
     else:
-        write_video(run_dir / "evaluation.mp4", stats[0].frames)
+        try:
+            write_video(run_dir / "evaluation.mp4", stats[0].frames)
+        except NoFfmpeg as missing:
+            print(missing)
     files = ", ".join(sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("events.")))
     print(f"{run_dir}: {files}")
     return summary

@@ -72,6 +72,7 @@ class JobConfig:
     num_steps: budget in agent steps, over all environments.
     seed: the seed from which all randomness derives; num_seeds: population of seeds `seed, seed + 1, ...`.
     num_devices: of each host; 0 means all that there are. num_hosts: processes that run the job together, one a host.
+    eval_episodes: played after training, of each seed. checkpoint_seconds: between two checkpoints.
     wandb: `PROJECT` or `ENTITY/PROJECT` of Weights & Biases that gets the metrics too; empty: none.
     agent, env, anakin, sebulba: the settings of each part.
     """

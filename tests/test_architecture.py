@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parents[1]
 CORE = [path for path in sorted((ROOT / "podracer").rglob("*.py")) if not path.is_symlink()]
 CORE = [path for path in CORE if path.relative_to(ROOT / "podracer").parts[0] not in ("agents", "envs", "launch")]

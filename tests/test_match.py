@@ -14,6 +14,8 @@ from podracer.environment import JaxEnvironment, Unsupported
 from podracer.match import AgentOpponent, Match, MatchStats, Memoryless, as_opponent, play_match, random_opponent, uniform
 from podracer.types import LAST, ActorOutput, EnvironmentSpec, Mode
 
+pytestmark = pytest.mark.quick
+
 SPEC = EnvironmentSpec(
     name="turns",
     observation={"left": specs.Array((), np.int32), "legal_actions": specs.Array((3,), np.bool_)},

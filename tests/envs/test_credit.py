@@ -12,6 +12,8 @@ from podracer.config import ConfigError
 from podracer.envs.credit.key_to_door import CHANNELS, MINI, PAPER
 from podracer.types import LAST, MID
 
+pytestmark = pytest.mark.quick
+
 UP, RIGHT, DOWN, LEFT = range(4)
 
 

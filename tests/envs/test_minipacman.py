@@ -12,6 +12,8 @@ from podracer.config import ConfigError
 from podracer.envs.minipacman import CHANNELS, MOVES, MinipacmanConfig, PacmanState
 from podracer.types import LAST
 
+pytestmark = pytest.mark.quick
+
 STAY, UP, RIGHT, DOWN, LEFT = range(5)
 
 

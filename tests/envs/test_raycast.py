@@ -10,6 +10,8 @@ import pytest
 
 from podracer.envs.nav import camera, mazes, raycast, textures
 
+pytestmark = pytest.mark.quick
+
 
 def room(height, width):
     """Walls around an empty room of so many squares, which begins at (1, 1)."""

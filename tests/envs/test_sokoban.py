@@ -13,6 +13,8 @@ from podracer.envs.boards import MOVES
 from podracer.envs.sokoban import SokobanConfig, SokobanState
 from podracer.types import LAST
 
+pytestmark = pytest.mark.quick
+
 UP, RIGHT, DOWN, LEFT = range(4)
 
 

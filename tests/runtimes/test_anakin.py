@@ -52,7 +52,7 @@ def build(agent=Impala, overrides=None, **job_fields):
     job = config.override(job, {**SMALL, **(overrides or {})})
     environment = env.make(job.env)
     learner = agent(environment.spec, job.agent)
-    return Anakin(learner, environment, plan.make_plan(job, learner, environment.spec, len(jax.devices())))
+    return Anakin(learner, environment, plan.make_plan(job, learner, len(jax.devices())))
 
 
 def params_after(runtime, *calls):
@@ -339,4 +339,4 @@ def test_an_environment_outside_xla_refuses_what_it_cannot_do(fields):
     agent = Impala(environment.spec, Impala.Config())
     job = config.JobConfig(agent_name="impala", env_name="catch", agent=agent.config, env=None, **fields)
     with pytest.raises(Unsupported, match="Sebulba"):
-        Anakin(agent, environment, plan.make_plan(job, agent, environment.spec, 8))
+        Anakin(agent, environment, plan.make_plan(job, agent, 8))

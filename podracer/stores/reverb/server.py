@@ -133,6 +133,8 @@ class ReverbServer:
         if "port" not in answer:
             self._end()
             reason = answer.get("error") or f"exit code {self._process.returncode}{self._last_words()}"
+            if "Address already in use" in reason:
+                reason = f"port {self._port} of {self._host} is in use: choose another, or 0 for a free one"
             raise ServerDied(f"the Reverb server could not start: {' '.join(reason.split())}")
         self._port = int(answer["port"])
 
