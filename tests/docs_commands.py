@@ -29,9 +29,9 @@ class Command:
 
 def pages() -> list[Path]:
     """Every Markdown file that is documentation."""
-    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-    found = [path for path in found if path.exists()]
-    return found + sorted(path for folder in ("docs", "agents", "envs") for path in (ROOT / folder).rglob("*.md"))
+    folders = ("docs", "agents", "envs", "benchmarks", "examples")
+    inner = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.md"))
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *inner]
 
 
 def commands() -> list[Command]:
