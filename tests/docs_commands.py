@@ -29,9 +29,9 @@ class Command:
 
 def pages() -> list[Path]:
     """Every Markdown file that is documentation."""
-    found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
-    found = [path for path in found if path.exists()]
-    return found + sorted(path for folder in ("docs", "agents", "envs") for path in (ROOT / folder).rglob("*.md"))
+    folders = ("docs", "agents", "envs", "benchmarks", "examples")
+    inner = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.md"))
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *inner]
 
 
 def commands() -> list[Command]:
@@ -74,7 +74,7 @@ def _of_text(text: str, name: str) -> Iterator[Command]:
         elif info in SHELLS and first not in (*OTHERS, "$", "podracer:") and not line.startswith("#"):
             raise ValueError(f"{where}: what is {line!r}? Name the program in {__name__}.PROGRAMS or OTHERS")
     prose = re.sub(r"^```.*?^```", lambda match: "\n" * match.group(0).count("\n"), text, flags=re.M | re.S)
-    for match in re.finditer(r"`((?:podracer |python benchmarks/|make )[^`]+)`", prose):
+    for match in re.finditer(r"`((?:podracer |python (?:benchmarks|examples)/|make )[^`]+)`", prose):
         where = f"{name}:{prose[: match.start()].count(chr(10)) + 1}"
         yield _command(" ".join(match.group(1).split()), where)
 

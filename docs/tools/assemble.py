@@ -18,6 +18,7 @@ import reference
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\[(?:[^\]\[]|\[[^\]]*\])*\])\(([^)\s]+)\)")
+_LIST = re.compile(r"^((?![-*] |[\d|#>\s]).*)\n(?=(?:[*-]|1\.) )", re.MULTILINE)
 _ALONE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "benchmarks/README.md": "benchmarks.md"}
 _FENCE = re.compile(r"(^```.*?^```[^\S\n]*$)", re.MULTILINE | re.DOTALL)
 
@@ -73,7 +74,8 @@ def _linked(path: Path, page: str, pages: dict[Path, str]) -> str:
         return f"{words}({os.path.relpath(to, Path(page).parent)}{'#' + anchor if anchor else ''})"
 
     parts = _FENCE.split(path.read_text())
-    return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)
+    # A list may follow a line of text at once; the site's Markdown, unlike others, wants an empty line between them.
+    return "".join(part if part.startswith("```") else _LIST.sub(r"\1\n\n", LINK.sub(moved, part)) for part in parts)
 
 
 def _write(path: Path, text: str) -> None:
