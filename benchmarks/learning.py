@@ -72,11 +72,18 @@ CASES = {
         2,
         {"queue in the process": Arm(), "through Reverb": Arm(("sebulba.store=reverb",))},
     ),
+    "muzero_key_door": Case(
+        "MuZero on a key and a door, Anakin",
+        "anakin --agent muzero --env gridworld/key_door --set eval_episodes=100",
+        120_000,
+        3,
+        {"search in the environment": Arm(), "baseline: One-Step, the same network": Arm(_ONE_STEP, control=True)},
+    ),
     "muzero_sokoban": Case(
         "MuZero on Sokoban (mini), Anakin",
-        "anakin --agent muzero --env sokoban/mini --set eval_episodes=100 --set agent.decay_updates=1563",
-        100_000,
-        2,
+        "anakin --agent muzero --env sokoban/mini --set agent.decay_updates=4688",
+        300_000,
+        1,
         {"search in the environment": Arm(), "baseline: One-Step, the same network": Arm(_ONE_STEP, control=True)},
     ),
     "r2d2_tmaze": Case(

@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,7 @@ SECTIONS = {
     "curves_muesli": Section("Learning: Muesli on Catch", ("learning.py muesli_catch",)),
     "curves_impala": Section("Learning: IMPALA on CartPole, in turns and with a lag", ("learning.py impala_cartpole",)),
     "curves_reverb": Section("Learning: Muesli on CartPole, through Reverb and without", ("learning.py muesli_cartpole",)),
-    "curves_muzero": Section("Learning: MuZero on Sokoban", ("learning.py muzero_sokoban",)),
+    "curves_muzero": Section("Learning: MuZero on a key and a door", ("learning.py muzero_key_door",)),
     "curves_r2d2": Section("Learning: R2D2 on a T-maze", ("learning.py r2d2_tmaze",)),
     "curves_cca": Section(
         "Learning: counterfactual credit assignment",
@@ -118,6 +119,7 @@ def run_command(words: str, shown: str) -> dict[str, Any]:
     """Runs one benchmark; what it says beside its lines goes to the terminal."""
     print(f"--- python benchmarks/{shown}", file=sys.stderr, flush=True)
     start, output, code, error = time.monotonic(), "", 1, ""
+    load = os.getloadavg()[0]  # of the last minute: what else the machine does
     command = [sys.executable, *shlex.split(words)]
     command[1] = str(ROOT / "benchmarks" / command[1])
     try:
@@ -134,6 +136,7 @@ def run_command(words: str, shown: str) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/{shown}",
         "seconds": round(time.monotonic() - start, 1),
+        "load": round(load, 1),
         "exit_code": code,
         **({"error": last[0][:300]} if last else {}),
         **stamps,
