@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ SECTIONS = {
     ),
     "curves_himo": Section("Learning: hindsight modelling", ("himo.py values --processes 4 --updates 8000",)),
     "curves_nav": Section(
-        "Learning: Nav in a maze", ("nav.py random --arms LSTM Nav Nav+D2 untrained --seeds 2 --steps 1000000",)
+        "Learning: Nav in a maze", ("nav.py random --arms LSTM Nav Nav+D2 untrained --seeds 2 --steps 600000",)
     ),
     "speed_anakin": Section(
         "Speed of Anakin against its bare parts",
@@ -98,20 +99,20 @@ SECTIONS = {
 def run_section(name: str, given: dict[str, str]) -> bool:
     """Runs the commands of a section and writes its data file. Returns whether all ended well."""
     section, runs = SECTIONS[name], []
+    path = FOLDER / "data" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     for words in section.commands:
         shown = words.format(**{key: Path(value).name if "/" in value else value for key, value in given.items()})
         runs.append(run_command(words.format(**given), shown))
-    path = FOLDER / "data" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "section": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "commit": commit(),
-        "seconds": round(sum(run["seconds"] for run in runs), 1),
-        "machine": common.machine(),
-        "runs": runs,
-    }
-    path.write_text(json.dumps(facts, indent=1, sort_keys=False) + "\n")
+        facts = {
+            "section": name,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+            "commit": commit(),
+            "seconds": round(sum(run["seconds"] for run in runs), 1),
+            "machine": common.machine(),
+            "runs": runs,
+        }
+        path.write_text(json.dumps(facts) + "\n")  # after each: who stops it in between keeps what there is
     return all(run["exit_code"] == 0 for run in runs)
 
 
@@ -197,4 +198,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the benchmark that runs ends too
     sys.exit(main())
