@@ -1,12 +1,14 @@
 # make setup    a virtual environment in .venv with the podracer command in it, and one in the cache with Reverb's server
 # make pong     trains Muesli on Atari Pong, then evaluates; make demo: Catch, solved within two minutes
-# make test     the tests; make test-slow: the long ones too; make check: lint, format and types
+# make check    before every commit, two minutes: lint, format, types (make lint) and the quick tests (make quick)
+# make test     the tests, a quarter of an hour; make test-slow: the long ones too, and what each took
+# make docs     the site of the documentation, in site/
 # make report   runs benchmarks for about an hour and writes docs/report; ARGS="--list" says what there is
 #
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= dev,pgx,ray,vizdoom
+EXTRAS ?= dev,docs,pgx,ray,vizdoom,wandb
 BIN := .venv/bin
 STAMP := .venv/.complete
 # The slim form: a minute and 170 MB, where the official one takes two and 1.3 GB. The installation itself writes this file.
@@ -15,7 +17,8 @@ REVERB := $(CACHE)/reverb/slim/.complete
 # With which podracer plan compiles for TPUs; see docs/plan.md.
 LIBTPU := $(CACHE)/compilers/tpu/.complete
 
-.PHONY: help setup pong demo test test-slow check report
+.PHONY: help setup pong demo check lint quick test test-slow docs report
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 .DEFAULT_GOAL := help
 
 help:
@@ -50,16 +53,27 @@ pong: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/podracer launch anakin --agent muesli --env catch $(ARGS)
 
+check: lint quick
+
+# A test that hangs, or has grown too long to be quick, fails here.
+quick: $(STAMP)
+	$(PYTEST) -m "quick and not slow" --timeout 30 $(ARGS)
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) --durations=0 --durations-min=10 $(ARGS)
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Any warning ends it: a link that leads nowhere, a module that no page has.
+docs: $(STAMP)
+	$(BIN)/python docs/tools/assemble.py build/docs
+	$(BIN)/zensical build --strict --clean
 
 report: $(STAMP)
 	$(BIN)/python benchmarks/report.py $(ARGS)

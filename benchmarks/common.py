@@ -199,7 +199,7 @@ def population(
     else:
         environment = wrap(registry.env(job.env_name).make(job.env))
         built = agent(environment.spec, job.agent)
-    plan = make_plan(job, built, environment.spec, jax.local_device_count())
+    plan = make_plan(job, built, jax.local_device_count())
     plan = dataclasses.replace(plan, updates_per_call=math.ceil(plan.num_updates / points))
     return Anakin(built, environment, plan), environment, job
 

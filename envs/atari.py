@@ -27,6 +27,7 @@ from dm_env import specs
 from jax.experimental import io_callback
 
 from podracer import types
+from podracer.config import require
 from podracer.environment import Environment, Unsupported, VectorEnvironment
 from podracer.envs.envpool_host import EnvpoolHost, arrive
 from podracer.registry import Suite
@@ -72,14 +73,10 @@ class Config:
     backend: Literal["envpool", "ale"] = "envpool"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.repeat_action_probability <= 1:
-            raise ValueError(f"repeat_action_probability must be within 0..1, not {self.repeat_action_probability}")
-        if min(self.frame_skip, self.stack, self.image_height, self.image_width) < 1:
-            raise ValueError("frame_skip, stack and the image's size must be at least 1")
-        if min(self.noop_max, self.num_threads, self.batch_size) < 0:
-            raise ValueError("noop_max, num_threads and batch_size must be at least 0")
-        if self.max_frames < self.frame_skip:
-            raise ValueError(f"max_frames must be at least frame_skip, which is {self.frame_skip}")
+        require(self, "repeat_action_probability", at_least=0, at_most=1)
+        require(self, "frame_skip", "stack", "image_height", "image_width", at_least=1)
+        require(self, "noop_max", "num_threads", "batch_size", at_least=0)
+        require(self, "max_frames", at_least=self.frame_skip)
 
 
 def tasks() -> Sequence[str]:
@@ -304,12 +301,8 @@ def _num_minimal_actions(env_id: str) -> int:
     return int(envpool.make_spec(env_id, full_action_space=False).action_space.n)
 
 
-def _make(task: str, config: Config) -> Atari:
-    return Atari(task, config)
-
-
 SUITE = Suite(
-    make=_make,
+    make=Atari,
     tasks=tasks,
     config=Config,
     summary="the Arcade Learning Environment (104 games), on a CPU host",

@@ -11,7 +11,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import require
 from podracer.environment import JaxEnvironment, TimeLimit
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
@@ -41,21 +41,21 @@ class BraxConfig:
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ConfigError(f"max_steps must be at least 1, not {self.max_steps}")
+        require(self, "max_steps", at_least=1)
 
 
 class Brax(JaxEnvironment):
-    """A brax task without its time limit. Observation: `[n]` float32."""
+    """An environment of brax, or of who kept its interface, without a time limit.
 
-    def __init__(self, task: str, backend: str):
-        from brax import envs
+    Observation: `[n]` float32. Actions: `[m]` float32 in [-1, 1].
+    """
 
-        self._env = envs.get_environment(task, backend=backend)
+    def __init__(self, name: str, environment: Any):
+        self._env = environment
         self.spec = EnvironmentSpec(
-            name=f"brax/{task}",
-            observation=specs.Array((self._env.observation_size,), np.float32, name="observation"),
-            action=specs.BoundedArray((self._env.action_size,), np.float32, -1.0, 1.0, name="action"),
+            name=name,
+            observation=specs.Array((environment.observation_size,), np.float32, name="observation"),
+            action=specs.BoundedArray((environment.action_size,), np.float32, -1.0, 1.0, name="action"),
         )
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
@@ -69,7 +69,9 @@ class Brax(JaxEnvironment):
 
 
 def _make(task: str, config: BraxConfig) -> JaxEnvironment:
-    return TimeLimit(Brax(task, config.backend), config.max_steps)
+    from brax import envs
+
+    return TimeLimit(Brax(f"brax/{task}", envs.get_environment(task, backend=config.backend)), config.max_steps)
 
 
 SUITE = registry.Suite(

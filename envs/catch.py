@@ -12,7 +12,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import require
 from podracer.environment import JaxEnvironment
 from podracer.envs import drawing
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
@@ -28,8 +28,8 @@ class CatchConfig:
     columns: int = 5
 
     def __post_init__(self) -> None:
-        if self.rows < 2 or self.columns < 1:
-            raise ConfigError(f"catch needs rows >= 2 and columns >= 1, not {self.rows} and {self.columns}")
+        require(self, "rows", at_least=2)
+        require(self, "columns", at_least=1)
 
 
 class CatchState(NamedTuple):

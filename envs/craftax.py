@@ -9,7 +9,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import require
 from podracer.environment import JaxEnvironment, TimeLimit
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
@@ -24,8 +24,7 @@ class CraftaxConfig:
     max_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ConfigError(f"max_steps must be 0 (the game's own limit) or more, not {self.max_steps}")
+        require(self, "max_steps", at_least=0)
 
 
 class Craftax(JaxEnvironment):

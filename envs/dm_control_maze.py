@@ -14,8 +14,8 @@ import numpy as np
 
 from podracer.dm import DmEnvironment
 from podracer.envs.dm_control_worker import that_renders
-from podracer.envs.nav import mazes, picture
-from podracer.envs.nav.config import DEPTH_BAND, DEPTH_SHAPE, GOAL, NavConfig
+from podracer.envs.nav import camera, mazes
+from podracer.envs.nav.config import GOAL, NavConfig
 from podracer.envs.nav.journey import Journey
 
 METRES = 2.0
@@ -41,7 +41,7 @@ class DmMaze(DmEnvironment):
         with _fixed_looks(config.maze_seed):
             super().__init__(that_renders(lambda: _environment(_make_task(self._layout, config), seed)))
         self._task = self.env.task
-        self._journey = Journey(self._num_columns, config.max_steps)
+        self._journey = Journey(config, self._num_columns)
 
     def reset(self) -> Any:
         with _fixed_looks(self._config.maze_seed):
@@ -54,30 +54,18 @@ class DmMaze(DmEnvironment):
         for _ in range(self._config.action_repeat):
             found += self.env.step(np.asarray(action, self._action_dtype)).reward > 0
         self._journey.arrive(self._pose(), found > 0)
-        return self._observe(), GOAL * found, 1.0, self._journey.steps == self._config.max_steps
+        return self._observe(), GOAL * found, 1.0, self._journey.ended
 
     def aux(self) -> Any:
-        return self._journey.labels(self._depth_label())
+        return self._journey.labels(self._depth_of_label())
 
     def render(self) -> np.ndarray:
-        """As of `ray_maze`: see `podracer.envs.nav.picture`."""
-        chart = picture.Map(
-            walls=self._layout.walls,
-            goal=mazes.centre(self._task.goal, self._num_columns, np),
-            fruit=np.zeros((0, 2)),
-            ripe=np.zeros(0, bool),
-            worth=np.zeros(0),
-            pose=self._journey.pose,
-            history=self._journey.history,
-        )
-        return picture.compose(self._look(168, 168), self._depth_label(), chart, self._journey.closed, np)
+        goal = mazes.centre(self._task.goal, self._num_columns, np)
+        return self._journey.picture(self._look(168, 168), self._depth_of_label(), self._layout.walls, goal)
 
     def _observe(self) -> dict[str, Any]:
-        height, width = self._config.height, self._config.width
-        observation = {"rgb": self._look(height, width), "velocity": self._journey.velocity}
-        if self._config.depth_input:
-            observation["depth"] = self._scaled(self._look(height, width, depth=True))[..., None]
-        return observation
+        size = self._config.height, self._config.width
+        return self._journey.observation(self._look(*size), lambda: self._look(*size, depth=True) / METRES)
 
     def _pose(self) -> np.ndarray:
         eye, (rows, columns) = self.env.physics.bind(self._task.eye), self._layout.walls.shape
@@ -89,17 +77,10 @@ class DmMaze(DmEnvironment):
         physics = self.env.physics
         return physics.render(height, width, camera_id=physics.bind(self._task.eye).element_id, depth=depth)
 
-    def _depth_label(self) -> np.ndarray:
+    def _depth_of_label(self) -> np.ndarray:
         image = self._look(_LABEL_PIXELS, _LABEL_PIXELS, depth=True)
-        shares = ((2 * np.arange(n) + 1) / n - 1 for n in DEPTH_SHAPE)
-        rows, columns = (
-            np.floor((1 + extent * share) * _LABEL_PIXELS / 2).astype(int)
-            for extent, share in zip((DEPTH_BAND, 1.0), shares, strict=True)
-        )
-        return self._scaled(image[rows[:, None], columns])
-
-    def _scaled(self, metres: np.ndarray) -> np.ndarray:
-        return np.minimum(metres / (METRES * self._config.max_depth), 1.0).astype(np.float32)
+        rows, columns = (np.floor((1 + tangents) * _LABEL_PIXELS / 2).astype(int) for tangents in camera.of_label(1.0))
+        return image[rows[:, None], columns] / METRES
 
 
 def _environment(task: Any, seed: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from dm_env import specs
 
-from podracer import registry
+from podracer import dm, registry
 from podracer.environment import Unsupported
 from podracer.envs import dm_control_maze, dm_control_worker
 from podracer.envs.dm_control_worker import DmControlConfig
@@ -37,13 +37,11 @@ def make(task: str, config: DmControlConfig) -> ProcessEnvironment:
         return _make_maze(task, config)
     domain, name = _pairs()[task]
     env = dm_control_worker.load(domain, name)
-    action = env.action_spec()
-    low, high = action.minimum.astype(np.float32), action.maximum.astype(np.float32)
     depth = specs.BoundedArray((config.height, config.width, 1), np.float32, 0.0, config.far, name="depth")
     spec = EnvironmentSpec(
         name=f"dm_control/{task}",
         observation=depth if config.observation == "depth" else _observation_spec(env.observation_spec(), config),
-        action=specs.BoundedArray(action.shape, np.float32, low, high, name="action"),
+        action=dm.action_spec(env.action_spec()).replace(name="action"),
         aux={"depth": depth} if config.depth_label else (),
         frames_per_step=config.action_repeat,
     )

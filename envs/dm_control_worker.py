@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from podracer.config import one_line, require
 from podracer.dm import DmEnvironment
 
 _NO_RENDERER = "off"
@@ -45,10 +46,10 @@ class DmControlConfig:
     depth_input: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.action_repeat) < 1 or self.far <= 0:
-            raise ValueError("height, width and action_repeat must be at least 1, far above 0")
-        if min(self.max_steps, self.num_workers) < 0:
-            raise ValueError("max_steps (0: the task's own limit) and num_workers (0: all cores) must be at least 0")
+        require(self, "height", "width", "action_repeat", at_least=1)
+        require(self, "far", above=0)
+        require(self, "camera", at_least=-1)
+        require(self, "max_steps", "num_workers", "maze_seed", at_least=0)
 
     @property
     def renders(self) -> bool:
@@ -60,8 +61,8 @@ class DmControlEnvironment(DmEnvironment):
     """A task of the Control Suite."""
 
     def __init__(self, env: Any, config: DmControlConfig):
-        super().__init__(env)
-        self._config, self._count = config, 0
+        super().__init__(env, config.max_steps, config.action_repeat)
+        self._config = config
         self._painter: Any = None
 
     def observe(self, observation: Any) -> Any:
@@ -73,21 +74,6 @@ class DmControlEnvironment(DmEnvironment):
         if kind == "dict":
             return {name: np.asarray(value, np.float32) for name, value in observation.items()}
         return np.concatenate([np.ravel(value) for value in observation.values()]).astype(np.float32)
-
-    def reset(self) -> Any:
-        self._count = 0
-        return super().reset()
-
-    def step(self, action: Any) -> tuple[Any, float, float, bool]:
-        total, discount = 0.0, 1.0
-        for _ in range(self._config.action_repeat):
-            timestep = self.env.step(np.asarray(action, self._action_dtype))
-            total += timestep.reward
-            discount *= timestep.discount
-            if timestep.last():
-                break
-        self._count += 1
-        return self.observe(timestep.observation), total, discount, timestep.last() or self._count == self._config.max_steps
 
     def aux(self) -> Any:
         return {"depth": self._depth()} if self._config.depth_label else ()
@@ -165,5 +151,5 @@ def that_renders(build: Callable[[], Any]) -> Any:
         env.physics.render(8, 8)
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL lacks an attribute where the library is missing
         hint = "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa"
-        raise RuntimeError(f"cannot render with MUJOCO_GL={backend} ({' '.join(str(error).split())}): {hint}") from error
+        raise RuntimeError(f"cannot render with MUJOCO_GL={backend} ({one_line(error)}): {hint}") from error
     return env

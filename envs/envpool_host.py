@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from podracer.environment import EnvironmentFailed, HostEnvironment, Unsupported
+from podracer.environment import EnvironmentFailed, HostEnvironment, Unsupported, in_order
 from podracer.processes import check_finite
 from podracer.types import FIRST, LAST, MID, EnvironmentSpec, TimeStep
 
@@ -168,17 +168,10 @@ class EnvpoolHost(HostEnvironment):
 
     def _recv_all(self, deadline: float, timeout: float) -> TimeStep:
         """Waits until no environment is busy; the time steps of all, in order."""
-        import jax
-
-        ids, parts = [], []
+        arrived = []
         while self._busy.any():
-            env_id, timestep = self._recv(deadline, timeout)
-            ids.append(env_id)
-            parts.append(timestep)
-        if len(parts) == 1 and (ids[0][:-1] < ids[0][1:]).all():
-            return parts[0]
-        order = np.argsort(np.concatenate(ids))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *parts)
+            arrived.append(self._recv(deadline, timeout))
+        return in_order(arrived)
 
 
 def _receive(pool: Any, ask: "queue.SimpleQueue[bool]", arrived: "queue.SimpleQueue[Any]") -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from podracer import registry
-from podracer.config import ConfigError
+from podracer.config import one_line, require
 from podracer.environment import Environment, Unsupported, VectorEnvironment
 from podracer.envs import gymnasium_spaces
 from podracer.envs.envpool_host import EnvpoolHost
@@ -36,8 +36,7 @@ class EnvpoolConfig:
     batch_size: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.max_steps, self.num_threads, self.batch_size) < 0:
-            raise ConfigError("max_steps, num_threads and batch_size must be at least 0, which is the default of each")
+        require(self, "max_steps", "num_threads", "batch_size", at_least=0)
 
 
 class Envpool(Environment):
@@ -56,7 +55,7 @@ class Envpool(Environment):
             observation = gymnasium_spaces.observation_spec(self.observation_space)
             action = gymnasium_spaces.action_spec(self.action_space)
         except (ImportError, TypeError, RuntimeError) as error:
-            raise Unsupported(f"envpool/{task}: {' '.join(str(error).split())}") from error
+            raise Unsupported(f"envpool/{task}: {one_line(error)}") from error
         options = theirs.config._asdict()
         if options.get("max_num_players", 1) > 1:
             raise Unsupported(f"envpool/{task} is a game of several players")

@@ -17,7 +17,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import ConfigError, require
 from podracer.environment import JaxEnvironment, TimeLimit
 from podracer.envs import boards, drawing
 from podracer.envs.boards import MOVES
@@ -40,12 +40,10 @@ class GridworldConfig:
     max_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.size < 5:
-            raise ConfigError(f"a gridworld needs size >= 5, not {self.size}")
+        require(self, "size", at_least=5)
+        require(self, "max_steps", at_least=0)
         if self.view and (self.view < 3 or self.view % 2 == 0):
             raise ConfigError(f"view must be 0 or odd and at least 3, not {self.view}")
-        if self.max_steps < 0:
-            raise ConfigError(f"max_steps must be 0 (ten times size) or more, not {self.max_steps}")
 
 
 class GridState(NamedTuple):

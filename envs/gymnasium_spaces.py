@@ -13,6 +13,8 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
+from podracer import dm
+
 
 def observation_spec(space: spaces.Space, name: str = "observation") -> Any:
     """A pytree of specs. Raises TypeError for spaces that have none."""
@@ -61,9 +63,7 @@ def action_spec(space: spaces.Space) -> specs.Array:
     if isinstance(space, spaces.Discrete):
         return specs.DiscreteArray(int(space.n), name="action")
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        with np.errstate(over="ignore"):  # the largest float64 stands for infinity
-            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        return specs.BoundedArray(space.shape, np.float32, low, high, name="action")
+        return dm.action_spec(specs.BoundedArray(space.shape, space.dtype, space.low, space.high, name="action"))
     raise TypeError(f"actions of {type(space).__name__} ({space.dtype}) are not supported")
 
 

@@ -5,7 +5,6 @@ discount 0, a time limit (gymnasium's `truncated`) keeps 1. `gymnasium_spaces.py
 Pictures of classic control and toy text need pygame, those of MuJoCo a display or MUJOCO_GL=egl.
 """
 
-import dataclasses
 import functools
 import importlib
 from typing import Any
@@ -13,23 +12,12 @@ from typing import Any
 import gymnasium
 
 from podracer import registry
-from podracer.config import ConfigError
+from podracer.config import one_line
+from podracer.dm import DmConfig
 from podracer.environment import Unsupported
 from podracer.envs import gymnasium_spaces, gymnasium_worker
 from podracer.processes import ProcessEnvironment
 from podracer.types import EnvironmentSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class GymnasiumConfig:
-    """max_steps: time limit in steps; 0 keeps the environment's own. num_workers: processes; 0 is one per core."""
-
-    max_steps: int = 0
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.max_steps, self.num_workers) < 0:
-            raise ConfigError("max_steps (0: the environment's own limit) and num_workers (0: all cores) must be at least 0")
 
 
 class _Tasks(tuple[str, ...]):
@@ -44,7 +32,7 @@ def tasks() -> _Tasks:
     return _Tasks(sorted(gymnasium.registry))
 
 
-def make(task: str, config: GymnasiumConfig) -> ProcessEnvironment:
+def make(task: str, config: DmConfig) -> ProcessEnvironment:
     """The environment.
 
     Raises:
@@ -57,7 +45,7 @@ def make(task: str, config: GymnasiumConfig) -> ProcessEnvironment:
             importlib.import_module(module)
         spec: Any = gymnasium.spec(task.removeprefix(module + colon))
     except (ImportError, gymnasium.error.Error) as error:
-        raise registry.NotFound(f"gymnasium/{task}: {_one_line(error)}") from error
+        raise registry.NotFound(f"gymnasium/{task}: {one_line(error)}") from error
     try:
         env = gymnasium_worker.build(spec, config.max_steps)
         env.close()
@@ -67,19 +55,15 @@ def make(task: str, config: GymnasiumConfig) -> ProcessEnvironment:
             action=gymnasium_spaces.action_spec(env.action_space),
         )
     except (ImportError, TypeError, gymnasium.error.Error) as error:
-        raise Unsupported(f"gymnasium/{task}: {_one_line(error)}") from error
+        raise Unsupported(f"gymnasium/{task}: {one_line(error)}") from error
     factory = functools.partial(gymnasium_worker.make, spec=spec, max_steps=config.max_steps)
     return ProcessEnvironment(ours, factory, config.num_workers)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 SUITE = registry.Suite(
     make=make,
     tasks=tasks,
-    config=GymnasiumConfig,
+    config=DmConfig,
     summary="any id registered with gymnasium (CartPole-v1, ...), on the host",
     package="gymnasium",
     default_task="CartPole-v1",

@@ -13,7 +13,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import require
 from podracer.environment import JaxEnvironment
 from podracer.envs import drawing
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
@@ -55,8 +55,7 @@ class GymnaxConfig:
     max_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ConfigError(f"max_steps must be 0 (the task's own limit) or more, not {self.max_steps}")
+        require(self, "max_steps", at_least=0)
 
 
 class Gymnax(JaxEnvironment):

@@ -14,7 +14,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import ConfigError, require
 from podracer.environment import JaxEnvironment, TimeLimit
 from podracer.envs import boards, drawing
 from podracer.envs.boards import MOVES
@@ -48,18 +48,15 @@ class HindsightConfig:
     max_steps: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.distractors, self.signals) < 1:
-            raise ConfigError(f"distractors and signals must be at least 1, not {self.distractors} and {self.signals}")
-        if self.room < 5 or self.room % 2 == 0:
-            raise ConfigError(f"room must be odd and at least 5, not {self.room}")
-        if not 1 <= self.corridor < self.room or not 1 <= self.patch <= self.room:
-            raise ConfigError(
-                f"corridor must be below room, {self.room}, and patch at most that; {self.corridor}, {self.patch}"
-            )
+        require(self, "instance", "max_steps", at_least=0)
+        require(self, "distractors", "signals", at_least=1)
+        require(self, "room", at_least=5)
+        if self.room % 2 == 0:
+            raise ConfigError(f"room must be odd, not {self.room}")
+        require(self, "corridor", at_least=1, below=self.room)
+        require(self, "patch", at_least=1, at_most=self.room)
         if not 1 <= self.most_lit <= self.patch**2 or self.most_lit % 2 == 0:
             raise ConfigError(f"max_lit must be odd and at most patch ** 2, {self.patch**2}, not {self.most_lit}")
-        if self.max_steps < 0:
-            raise ConfigError(f"max_steps must be 0 (ten times room) or more, not {self.max_steps}")
 
     @property
     def most_lit(self) -> int:

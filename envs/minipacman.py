@@ -12,7 +12,8 @@ To ask what carries over to unseen mazes, train with `num_mazes=8` and evaluate 
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,9 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import ConfigError, filled, require
 from podracer.environment import JaxEnvironment, TimeLimit
-from podracer.envs import boards, drawing
+from podracer.envs import boards, drawing, spanning
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
 MOVES = np.concatenate([np.zeros((1, 2), np.int32), boards.MOVES])  # stay, up, right, down, left
@@ -61,13 +62,10 @@ class MinipacmanConfig:
             value = getattr(self, name)
             if value and (value < 5 or value % 2 == 0):
                 raise ConfigError(f"{name} must be 0 (the task's own) or odd and at least 5, not {value}")
-        for name, least in (("num_ghosts", -1), ("num_power_pills", -1), ("num_mazes", 0), ("first_maze", 0), ("max_steps", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.ghost_greed <= 1:
-            raise ConfigError(f"ghost_greed is a probability, between 0 and 1, not {self.ghost_greed}")
-        if not 1 <= self.power_steps <= 255:
-            raise ConfigError(f"power_steps must lie between 1 and 255, not {self.power_steps}")
+        require(self, "num_ghosts", "num_power_pills", at_least=-1)
+        require(self, "num_mazes", "first_maze", "max_steps", at_least=0)
+        require(self, "ghost_greed", at_least=0, at_most=1)
+        require(self, "power_steps", at_least=1, at_most=255)
         if self.num_mazes + self.first_maze > 10_000:
             raise ConfigError(f"a list of mazes has 10000 at most, not {self.num_mazes} after {self.first_maze}")
 
@@ -226,18 +224,13 @@ class _Mazes:
 
     def __init__(self, height: int, width: int, num_power_pills: int):
         self._num_power_pills = num_power_pills
-        rooms = np.arange((height // 2) * (width // 2)).reshape(height // 2, width // 2)
-        right = np.stack([rooms[:, :-1], rooms[:, 1:]], axis=-1).reshape(-1, 2)
-        down = np.stack([rooms[:-1], rooms[1:]], axis=-1).reshape(-1, 2)
-        self.edges = np.concatenate([right, down])
+        self._size = height // 2, width // 2
+        self.edges, self.cell_edge = spanning.plan(*self._size)
         num_edges = len(self.edges)
-        self.incident = np.full((rooms.size, 4), num_edges)
-        for room in rooms.ravel():
+        self.incident = np.full((math.prod(self._size), 4), num_edges)
+        for room, incident in enumerate(self.incident):
             touching = np.flatnonzero((self.edges == room).any(axis=1))
-            self.incident[room, : len(touching)] = touching
-        self.cell_edge = np.full((height, width), num_edges)
-        self.cell_edge[1::2, 2:-1:2] = np.arange(len(right)).reshape(height // 2, -1)
-        self.cell_edge[2:-1:2, 1::2] = np.arange(len(right), num_edges).reshape(-1, width // 2)
+            incident[: len(touching)] = touching
         self.cell_pillar = np.full((height, width), num_edges)
         pillars = self.cell_pillar[2:-1:2, 2:-1:2]
         pillars[:] = np.arange(pillars.size).reshape(pillars.shape)
@@ -274,14 +267,14 @@ class _Mazes:
     def draw(self, noise: Array) -> tuple[Array, Array]:
         """Walls and power pills, `[H, W]` bool each. All free cells are connected, and each has two free neighbours or more.
 
-        A minimum spanning tree by Prim's algorithm, a door for every dead end, and a few walls and pillars less.
+        A spanning tree, a door for every dead end, and a few walls and pillars less.
 
         Args:
           noise: `[num_noise]` in [0, 1).
         """
         num_edges, num_rooms = len(self.edges), len(self.incident)
         weight, of_dead_ends, of_doors, of_pillars, of_power = jnp.split(noise, np.arange(1, 5) * num_edges)
-        opened = self._spanning_tree(weight) | (of_doors < _DOORS)
+        opened = spanning.tree(weight, *self._size, jnp) | (of_doors < _DOORS)
         free = jnp.append(opened, False)[self.incident]
         dead_end = jnp.sum(free, axis=-1) < 2
         wish = jnp.where(free, -1.0, jnp.append(of_dead_ends, -1.0)[self.incident])
@@ -295,19 +288,6 @@ class _Mazes:
         power = boards.pick(jnp.where(walls.reshape(-1), -1.0, of_power), self._num_power_pills)
         return walls, boards.among(power, walls.size).reshape(walls.shape)
 
-    def _spanning_tree(self, weight: Array) -> Array:
-        """Which walls to open, `[E]` bool, so that there is one way between any two rooms. weight: `[E]`."""
-        edges, num_edges, num_rooms = jnp.asarray(self.edges), len(self.edges), len(self.incident)
-
-        def grow(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            seen, opened = carry
-            frontier = seen[edges[:, 0]] != seen[edges[:, 1]]
-            best = jnp.argmax(jnp.where(frontier, weight, -1.0))
-            return seen | boards.among(edges[best], num_rooms), opened | (jnp.arange(num_edges) == best)
-
-        start = (jnp.arange(num_rooms) == 0, jnp.zeros((num_edges,), bool))
-        return jax.lax.fori_loop(0, num_rooms - 1, grow, start)[1]
-
 
 _mazes = functools.cache(_Mazes)  # environments to train and to test on share what is compiled
 
@@ -319,9 +299,7 @@ _TASKS = {
 
 
 def _make(task: str, config: MinipacmanConfig) -> JaxEnvironment:
-    default = MinipacmanConfig()
-    own = {name: value for name, value in _TASKS[task].items() if getattr(config, name) == getattr(default, name)}
-    config = dataclasses.replace(config, **own)
+    config = filled(config, _TASKS[task])
     return TimeLimit(Minipacman(task, config), config.max_steps)
 
 

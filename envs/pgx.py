@@ -16,7 +16,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import require
 from podracer.environment import JaxEnvironment, TimeLimit
 from podracer.envs import drawing
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
@@ -56,9 +56,7 @@ class PgxConfig:
     random_plies: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "random_plies"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        require(self, "max_steps", "random_plies", at_least=0)
 
 
 class Pgx(JaxEnvironment):

@@ -19,7 +19,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import ConfigError, filled, require
 from podracer.environment import JaxEnvironment, TimeLimit
 from podracer.envs import boards, drawing
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
@@ -52,11 +52,8 @@ class SokobanConfig:
     def __post_init__(self) -> None:
         if self.size and self.size < 5:
             raise ConfigError(f"size must be 0 (the task's own) or at least 5, not {self.size}")
-        for name in ("num_boxes", "num_pulls", "num_levels", "first_level", "max_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
-        if not 0 <= self.walls < 1:
-            raise ConfigError(f"walls is a share, at least 0 and below 1, not {self.walls}")
+        require(self, "num_boxes", "num_pulls", "num_levels", "first_level", "max_steps", at_least=0)
+        require(self, "walls", at_least=0, below=1)
         if self.reward not in ("shaped", "sparse"):
             raise ConfigError(f"reward must be shaped or sparse, not {self.reward!r}")
         if self.num_levels + self.first_level >= 2**31:
@@ -250,14 +247,14 @@ class _Generator:
         return jax.lax.while_loop(lambda carry: carry[1], spread, (start, jnp.bool_(True)))[0]
 
 
-_TASKS: dict[str, dict[str, Any]] = {
+_TASKS = {
     "mini": {"size": 7, "num_boxes": 2, "num_pulls": 8, "max_steps": 60},
     "full": {"size": 10, "num_boxes": 4, "num_pulls": 20, "max_steps": 120},
 }
 
 
 def _make(task: str, config: SokobanConfig) -> JaxEnvironment:
-    config = dataclasses.replace(config, **{name: value for name, value in _TASKS[task].items() if not getattr(config, name)})
+    config = filled(config, _TASKS[task])
     return TimeLimit(Sokoban(task, config), config.max_steps)
 
 

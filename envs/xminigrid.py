@@ -12,7 +12,7 @@ import numpy as np
 from dm_env import specs
 
 from podracer import registry, types
-from podracer.config import ConfigError
+from podracer.config import ConfigError, require
 from podracer.environment import JaxEnvironment
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
@@ -38,10 +38,10 @@ class XMiniGridConfig:
     max_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.view_size < 3 or self.view_size % 2 == 0:
-            raise ConfigError(f"view_size must be odd and at least 3, not {self.view_size}")
-        if self.max_steps < 0:
-            raise ConfigError(f"max_steps must be 0 (the task's own limit) or more, not {self.max_steps}")
+        require(self, "view_size", at_least=3)
+        require(self, "max_steps", at_least=0)
+        if self.view_size % 2 == 0:
+            raise ConfigError(f"view_size must be odd, not {self.view_size}")
 
 
 class XMiniGrid(JaxEnvironment):

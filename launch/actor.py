@@ -5,14 +5,19 @@ from typing import Any
 
 import click
 
+from podracer.launch.options import Address
+from podracer.launch.words import complain
+
 
 @click.command()
-@click.option("--connect", metavar="HOST:PORT", required=True, help="Of the learner's server; the learner prints it.")
+@click.option(
+    "--connect", type=Address(), metavar="HOST:PORT", required=True, help="Of the learner's server; the learner prints it."
+)
 @click.option("--threads", type=click.IntRange(1), help="Actors on each device.  [default: as in the run, at least 1]")
 @click.option("--number", type=click.IntRange(0), help="Of the first actor, which fixes its randomness.  [default: random]")
 @click.option("--reconnect-s", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Seconds without a learner.")
 def actor(connect: str, threads: int | None, number: int | None, reconnect_s: float) -> None:
-    """Act for a run of `podracer launch sebulba --store reverb`.
+    """Act for a run of Sebulba with --store reverb.
 
     The learner says which agent and environment; parameters come from it, unrolls go to it. Actors may come and go at any
     time. Ends with the run, after Ctrl-C or SIGTERM, or once the learner is gone.
@@ -40,7 +45,7 @@ def actor(connect: str, threads: int | None, number: int | None, reconnect_s: fl
                 raise
             reason = actors.run(lambda: requests.pending, lambda text: print(text, flush=True))
         except (ActorsFailed, ReverbError) as error:
-            print(f"podracer: {' '.join(str(error).split())}", file=sys.stderr)
+            complain(error)
             sys.exit(1)
         print(f"ended: {reason}")
         if requests.pending:

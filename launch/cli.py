@@ -21,11 +21,13 @@ from podracer.launch.options import Count, complete_env, job_options, run_option
 from podracer.launch.plan_command import plan
 from podracer.launch.reverb import reverb
 from podracer.launch.surroundings import prepare
+from podracer.launch.words import complain, row
 
 _LAST_WAIT_SECONDS = 7 * 86400.0  # for the host that evaluates
-_SEBULBA_HELP = """Train an agent on environments of the host: actor devices act, learner devices learn (Sebulba).
+_SEBULBA_HELP = """Train an agent on environments of the host (Sebulba).
 
-The same agents, presets and settings as in Anakin. Every line shows where the time of actors and of the learner goes.
+Actor devices act, learner devices learn; agents, presets and settings are those of Anakin. Every
+line shows where the time of actors and of the learner goes.
 
 \b
 Examples:
@@ -35,7 +37,9 @@ Examples:
   podracer launch sebulba --agent impala --env catch --store reverb --listen 127.0.0.1:8000
   podracer actor --connect 127.0.0.1:8000               more actors for it, from another process or host
 """
-_LAUNCH_HELP = """Train an agent in one XLA program: environment, acting and learning together (Anakin).
+_LAUNCH_HELP = """Train an agent in one XLA program (Anakin).
+
+    Environment, acting and learning are together in it.
 
     \b
     Examples:
@@ -115,9 +119,7 @@ def _launch(request: Any, run_dir: Path | None, resume: bool, dry_run: bool, clu
                 if not cluster.ray_address:  # else hosts are of another kind than this one
                     parts = jobs.build(job)
                     print("\n".join(jobs.outline(job, parts, {}, preset, verbose=dry_run)), flush=True)
-                if not dry_run:
-                    _write_job(run_dir, job, preset)
-                code = 0 if dry_run else commands.execute(job, run_dir, cluster, requests)
+                code = 0 if dry_run else commands.execute(job, preset, run_dir, cluster, requests)
             else:
                 code = _run(job, preset, run_dir, resume, dry_run, requests, host)
         except Stopped as stopped:
@@ -148,21 +150,17 @@ def _job(request: Any, run_dir: Path | None, resume: bool) -> tuple[Any, str, Pa
 
 def _run(job: Any, preset: str, run_dir: Path, resume: bool, dry_run: bool, requests: Any, host: Any) -> int:
     """This host's part of a job, or all of it. Returns the exit code."""
-    from podracer.launch import job as jobs
+    from podracer.checkpoint import Superseded
+    from podracer.launch.train import ActorsFailed, Diverged, train
 
-    parts = jobs.build(job)
-    runtime = jobs.make_runtime(job, parts, preset, run_dir)
     try:
-        memory = runtime.memory()
-        if not dry_run:
-            jobs.check_memory(memory, parts.plan.devices_per_host)
-        if host.first:
-            if not dry_run:
-                _write_job(run_dir, job, preset)
-            print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
-        return 0 if dry_run else _execute(job, parts, runtime, run_dir, resume, requests, host)
-    finally:
-        runtime.close()
+        return train(job, preset, run_dir, resume=resume, dry_run=dry_run, requests=requests, host=host)
+    except (Diverged, ActorsFailed, Superseded) as error:
+        complain(error)
+        code = 3 if isinstance(error, Superseded) else 1
+        if host.num > 1:
+            _leave_now(code)
+        return code
 
 
 def _end_at_once(host: Any) -> None:
@@ -171,7 +169,7 @@ def _end_at_once(host: Any) -> None:
         error = sys.exc_info()[1]
         mistake = isinstance(error, Exception) and _is_users_mistake(error)
         if mistake:
-            _complain(str(error))
+            complain(error)
         else:
             traceback.print_exc()
         _leave_now(2 if mistake else 1)
@@ -190,37 +188,11 @@ def _leave_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _execute(job: Any, parts: Any, runtime: Any, run_dir: Path, resume: bool, requests: Any, host: Any) -> int:
-    from podracer.checkpoint import Superseded
-    from podracer.launch.train import ActorsFailed, Diverged, Run
-
-    if host.first:
-        print(f"run folder {run_dir}", flush=True)
-    try:
-        return Run(job, parts, runtime, run_dir, resume, requests, host).execute()
-    except (Diverged, ActorsFailed, Superseded) as error:
-        _complain(str(error))
-        code = 3 if isinstance(error, Superseded) else 1
-        if host.num > 1:
-            _leave_now(code)
-        return code
-
-
-def _write_job(run_dir: Path, job: Any, preset: str) -> None:
-    from podracer.launch.job import save_job
-
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_job(run_dir, job, preset)
-    except OSError as error:
-        raise ConfigError(f"--run-dir {run_dir}: {error.strerror}") from error
-
-
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--episodes", type=Count(1), default=32, show_default=True, help="Episodes to play.")
 @click.option("--seed", type=Count(0), default=0, show_default=True, help="Seed of the evaluation.")
-@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Write one episode as mp4.")
+@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Write one episode there, as mp4.")
 @click.option(
     "--opponent",
     metavar="NAME",
@@ -262,11 +234,11 @@ def agents() -> None:
         try:
             found = registry.agent_class(name)
         except ImportError as error:
-            print(f"{name:12} cannot be imported: {error}")
+            row(name, f"cannot be imported: {error}", 12)
             continue
         summary = (sys.modules[found.__module__].__doc__ or found.__doc__ or "").strip().splitlines()
-        print(f"{name:12} {summary[0] if summary else ''}")
-        for preset_name, preset in sorted(found.presets().items()):
+        row(name, summary[0] if summary else "", 12)
+        for preset_name, preset in sorted(found.presets.items()):
             print(f"  {preset_name:28} {preset.num_steps:>13,} steps")
 
 
@@ -277,7 +249,7 @@ def envs(suite: str | None) -> None:
     prepare()
     if suite is None:
         for name in registry.names(registry.ENVS):
-            print(_suite_line(name))
+            row(name, _of_suite(name), 12)
         print("podracer envs SUITE lists the environments of a suite")
         return
     found = registry.suite(suite)
@@ -285,18 +257,18 @@ def envs(suite: str | None) -> None:
         print(f"{suite}/{task}" if task else suite)
 
 
-def _suite_line(name: str) -> str:
+def _of_suite(name: str) -> str:
     try:
         suite = registry.suite(name)
     except ImportError as error:
-        return f"{name:12} cannot be imported: {error}"
-    missing = "" if suite.available() else f" (missing: pip install 'podracer-rl[{suite.extra}]')"
-    return f"{name:12} {suite.summary}{missing}"
+        return f"cannot be imported: {error}"
+    missing = "" if suite.available() else f" (missing: {suite.how_to_get})"
+    return f"{suite.summary}{missing}"
 
 
 @cli.command()
 def doctor() -> None:
-    """Say what is installed, which devices there are, what is missing and how to get it."""
+    """Say what is installed, and how to get what is not."""
     prepare()
     from podracer.launch.doctor import examine
 
@@ -314,10 +286,6 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in name)
 
 
-def _complain(text: str) -> None:
-    print(f"podracer: {' '.join(text.split())}", file=sys.stderr, flush=True)
-
-
 def _is_users_mistake(error: Exception) -> bool:
     if isinstance(error, ConfigError | registry.NotFound):
         return True
@@ -331,7 +299,7 @@ def _is_users_mistake(error: Exception) -> bool:
 def main() -> None:
     """Entry point. A user's mistake is one line on stderr and exit code 2; a bug keeps its traceback."""
     try:
-        cli(standalone_mode=False)
+        cli(standalone_mode=False, prog_name="podracer")
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.Abort:
@@ -339,8 +307,12 @@ def main() -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         sys.exit(2)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "podracer"
+        complain(f"{error.format_message().rstrip('.')} ({where} --help)")
+        sys.exit(2)
     except click.ClickException as error:
-        _complain(error.format_message())
+        complain(error.format_message())
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -349,7 +321,7 @@ def main() -> None:
     except Exception as error:
         if not _is_users_mistake(error):
             raise
-        _complain(str(error))
+        complain(error)
         sys.exit(2)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from podracer import __version__, registry
 from podracer.config import ConfigError, JobConfig, keys, override, parse_assignments
+from podracer.launch.words import many, quantity
 
 FORMAT = 1
 NOT_SETTINGS = {"agent_name": "--agent", "env_name": "--env", "runtime": "podracer launch RUNTIME"}
@@ -17,6 +18,7 @@ MAY_CHANGE = (
     "num_hosts",
     "eval_episodes",
     "checkpoint_seconds",
+    "wandb",
     "anakin.updates_per_call",
     "sebulba.listen",
 )
@@ -39,6 +41,7 @@ class Request:
     devices: int | None = None
     hosts: int | None = None
     preset: str | None = None
+    wandb: str | None = None
     settings: Sequence[str] = ()
 
 
@@ -106,7 +109,7 @@ def build(job: JobConfig, available_devices: int | None = None) -> Parts:
     from podracer.plan import make_plan
 
     agent, environment = build_agent(job)
-    plan = make_plan(job, agent, environment.spec, available_devices or jax.local_device_count())
+    plan = make_plan(job, agent, available_devices or jax.local_device_count())
     return Parts(agent=agent, environment=environment, plan=plan)
 
 
@@ -147,18 +150,9 @@ def check_memory(needed: Mapping[str, int], num_devices: int) -> None:
         part = max(needed, key=lambda name: needed[name])
         how = {"replay": "agent.replay_capacity", "learner": "the size of the networks"}.get(part, "anakin.num_envs")
         raise ConfigError(
-            f"this job needs {human_bytes(total)} on {place}, most of it for {part}, "
-            f"and {human_bytes(free)} are free: lower {how}"
+            f"this job needs {quantity(total, 'B')} on {place}, most of it for {part}, "
+            f"and {quantity(free, 'B')} are free: lower {how}"
         )
-
-
-def human_bytes(number: float) -> str:
-    """`1.5 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.3g} GB" if number < 1000 else f"{number:,.0f} GB"
 
 
 def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str, verbose: bool) -> list[str]:
@@ -170,8 +164,8 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
     lines = [
         f"{job.agent_name} on {job.env_name}: {job.runtime}, "
         + (f"{plan.num_hosts} hosts, " if plan.num_hosts > 1 else "")
-        + f"{_many(plan.num_devices, 'device')}, "
-        f"{_many(plan.num_envs, 'environment')}, {_many(plan.num_seeds, 'seed')}; "
+        + f"{many(plan.num_devices, 'device')}, "
+        f"{many(plan.num_envs, 'environment')}, {many(plan.num_seeds, 'seed')}; "
         f"{plan.steps_per_update:,} steps an update, budget {job.num_steps:,} agent steps"
         + (f" (preset {preset})" if preset else "")
         + (f"; {', '.join(chosen)}" if chosen else "")
@@ -181,7 +175,7 @@ def outline(job: JobConfig, parts: Parts, memory: Mapping[str, int], preset: str
         lines += ["", "plan:"] + [f"  {key} = {value}" for key, value in dataclasses.asdict(plan).items()]
         if memory:
             lines += ["", "memory of a device, without what a gradient keeps:"]
-        lines += [f"  {part} = {human_bytes(number)}" for part, number in memory.items()]
+        lines += [f"  {part} = {quantity(number, 'B')}" for part, number in memory.items()]
     return lines
 
 
@@ -206,19 +200,28 @@ def make_runtime(job: JobConfig, parts: Parts, preset: str, run_dir: Path | None
     raise ConfigError(f"unknown runtime {job.runtime!r}: there are anakin and sebulba")
 
 
+def settings(job: JobConfig) -> dict[str, Any]:
+    """All settings in the grammar of `--set`, as JSON values."""
+    return {key: _plain(value) for key, value in keys(job).items()}
+
+
 def fingerprint(job: JobConfig) -> dict[str, Any]:
     """The settings that fix what a checkpoint of the job means."""
-    return {key: value for key, value in _encode(job).items() if key not in MAY_CHANGE}
+    return {key: value for key, value in settings(job).items() if key not in MAY_CHANGE}
 
 
 def save_job(run_dir: Path, job: JobConfig, preset: str) -> None:
-    """Writes config.json, from which `load_job` makes the same job."""
-    write_atomically(run_dir / "config.json", job_as_json(job, preset) + "\n")
+    """Writes config.json, from which `load_job` makes the same job. Raises ConfigError where it cannot."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.json", job_as_json(job, preset) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir}: {error.strerror}") from error
 
 
 def job_as_json(job: JobConfig, preset: str) -> str:
     """The text from which `job_from_json` makes the same job."""
-    return json.dumps({"format": FORMAT, "podracer": __version__, "preset": preset, "job": _encode(job)}, indent=2)
+    return json.dumps({"format": FORMAT, "podracer": __version__, "preset": preset, "job": settings(job)}, indent=2)
 
 
 def load_job(run_dir: Path) -> tuple[JobConfig, str]:
@@ -264,7 +267,7 @@ def _default_job(agent_name: str, env_name: str, runtime: str) -> JobConfig:
 
 
 def _apply_preset(job: JobConfig, agent_class: Any, name: str) -> JobConfig:
-    presets = agent_class.presets()
+    presets = agent_class.presets
     preset = presets.get(name) or agent_class.preset(name)
     if preset is None and not presets:
         raise ConfigError(f"--preset {name}: agent {job.agent_name} has no presets")
@@ -274,24 +277,20 @@ def _apply_preset(job: JobConfig, agent_class: Any, name: str) -> JobConfig:
 
 
 def _apply_flags(job: JobConfig, request: Request) -> JobConfig:
-    settings = parse_assignments(request.settings)
-    for key in settings:
+    assigned = parse_assignments(request.settings)
+    for key in assigned:
         if key in NOT_SETTINGS:
             raise ConfigError(f"--set {key}: use {NOT_SETTINGS[key]}")
-    job = override(job, settings)
+    job = override(job, assigned)
     flags: dict[str, Any] = {
         "num_steps": request.steps,
         "seed": request.seed,
         "num_seeds": request.seeds,
         "num_devices": request.devices,
         "num_hosts": request.hosts,
+        "wandb": request.wandb,
     }
     return dataclasses.replace(job, **{name: value for name, value in flags.items() if value is not None})
-
-
-def _encode(job: JobConfig) -> dict[str, Any]:
-    """All settings in the grammar of `--set`, as JSON values."""
-    return {key: _plain(value) for key, value in keys(job).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -300,7 +299,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no word for it
     return value
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

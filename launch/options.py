@@ -37,6 +37,18 @@ class Count(click.ParamType[int]):
         return number
 
 
+class Address(click.ParamType[str]):
+    """HOST:PORT."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            self.fail(f"{value!r}: write HOST:PORT, for example 127.0.0.1:8000", param, ctx)
+        return str(value)
+
+
 def complete_agent(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     del ctx, param
     return [name for name in registry.names(registry.AGENTS) if name.startswith(incomplete)]
@@ -83,6 +95,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run."),
         click.option("--resume", is_flag=True, help="Go on with the run in --run-dir."),
+        click.option("--wandb", metavar="PROJECT", help="Send metrics to Weights & Biases too: PROJECT or ENTITY/PROJECT."),
         click.option("--dry-run", is_flag=True, help="Print settings and plan, and stop."),
     ]
     return apply(options, command)

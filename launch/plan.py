@@ -16,6 +16,7 @@ from podracer.aot.topologies import Topology
 from podracer.config import ConfigError, JobConfig, override
 from podracer.launch import job as jobs
 from podracer.launch.analyze import Analysis, Program, environment
+from podracer.launch.words import quantity
 
 _MOST_TRIES, _MOST_SECONDS = 6, 180.0  # compilations, and time, that the search for what fits may take
 
@@ -223,7 +224,7 @@ def _too_large(job: JobConfig, analysis: Analysis, refused: Program, topology: T
     used, available = refused.refused or (0.0, 0.0)
     line = "out of memory"
     if used:
-        line += f": a device needs {jobs.human_bytes(used)}, and has {jobs.human_bytes(available)}"
+        line += f": a device needs {quantity(used, 'B')}, and has {quantity(available, 'B')}"
     search = _Search(job, asker, used / available if available else 2.0)
     found = search.nearest(_ladders(job, analysis, available or topology.chip.memory))
     if found is None:

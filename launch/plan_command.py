@@ -6,14 +6,15 @@ from typing import Any
 import click
 
 from podracer.config import ConfigError
-from podracer.launch.options import Count, job_options, sebulba_options, sebulba_request
+from podracer.launch.options import Count, apply, job_options, sebulba_options, sebulba_request
 from podracer.launch.surroundings import prepare
 
-_HELP = """Say what a job would be on a pod or host that is not here: devices, batches, memory, speed, cost.
+_HELP = """Say what a job of {runtime} would be on hardware that is not here.
 
-    With --topology the job's own program is compiled for those chips, by libtpu and without a TPU: out of memory is said here,
-    with the nearest configuration that fits, and ends with exit code 2. What is not set by hand grows with the devices, since
-    presets are for one. Speed, time and cost are bounds by published peaks. Without --topology it is about this host.
+    Devices, batches, memory, speed and cost, of a pod or a host. With --topology the job's own program is
+    compiled for those chips, by libtpu and without a TPU: out of memory is said here, with the nearest configuration that fits,
+    and ends with exit code 2. What is not set by hand grows with the devices, since presets are for one. Speed, time and cost
+    are bounds by published peaks. Without --topology it is about this host.
 
     \b
     Examples:
@@ -41,9 +42,7 @@ def _plan_options(command: Any) -> Any:
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return apply(options, command)
 
 
 @click.group()
@@ -54,20 +53,23 @@ def plan() -> None:
 @plan.command()
 @click.argument("platform", type=click.Choice(["tpu", "gpu"]), default="tpu")
 def install(platform: str) -> None:
-    """Fetch the compiler for chips that are not here: libtpu (213 MB, under Google's terms), or JAX's CUDA plugin (182 MB)."""
+    """Fetch the compiler for chips that are not here.
+
+    libtpu (213 MB, under Google's terms), or JAX's CUDA plugin (182 MB).
+    """
     from podracer.aot import compilers
 
     print(f"{compilers.NAMES[platform]} is in {compilers.install(platform)}")
 
 
-@plan.command(help=_HELP.format(examples=_ANAKIN))
+@plan.command(help=_HELP.format(runtime="Anakin", examples=_ANAKIN))
 @job_options
 @_plan_options
 def anakin(**options: Any) -> None:
     _plan({**options, "runtime": "anakin"})
 
 
-@plan.command(help=_HELP.format(examples=_SEBULBA))
+@plan.command(help=_HELP.format(runtime="Sebulba", examples=_SEBULBA))
 @job_options
 @sebulba_options
 @_plan_options

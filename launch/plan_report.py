@@ -10,8 +10,8 @@ from rich.table import Table
 
 from podracer.aot.roofline import ASSUMPTIONS
 from podracer.launch.analyze import Program
-from podracer.launch.job import human_bytes
 from podracer.launch.plan import Answer, Price, estimate, update_seconds
+from podracer.launch.words import quantity, time_span
 
 _WHAT = {"updates": "an update", "update": "an update", "act": "an actor's step"}
 _BOUNDS = {"matmul": "arithmetic", "memory": "HBM", "links": "links", "network": "network"}
@@ -59,7 +59,7 @@ def _costs(programs: Iterable[Program]) -> Table:
 
 def _cost(most: Mapping[str, Any], least: Mapping[str, Any]) -> list[str]:
     def span(key: str, unit: str) -> str:
-        low, high = _si(least[key], unit), _si(most[key], unit)
+        low, high = quantity(least[key], unit), quantity(most[key], unit)
         return high if low == high else f"{low} to {high}"
 
     return [
@@ -68,7 +68,7 @@ def _cost(most: Mapping[str, Any], least: Mapping[str, Any]) -> list[str]:
         span("num_bytes", "B"),
         span("num_bytes_unfused", "B"),
         f"{most['num_collectives']:,.0f}",
-        _si(most["collective_bytes"], "B"),
+        quantity(most["collective_bytes"], "B"),
     ]
 
 
@@ -82,18 +82,18 @@ def _memory(answer: Answer) -> Table:
     memory = answer.topology.chip.memory / answer.topology.chip.devices
     table = _table("", *_SIZES.values(), "together", "of")
     for program in answer.analysis.programs:
-        of = human_bytes(memory) if memory else "?"
+        of = quantity(memory, "B") if memory else "?"
         if program.compiled:
             together = sum(program.compiled.values())
             sizes = [*(program.compiled[key] for key in _SIZES), together]
             share = f" ({together / memory:.1%})" if memory else ""
-            table.add_row(program.name, *map(human_bytes, sizes), of + share)
+            table.add_row(program.name, *(quantity(size, "B") for size in sizes), of + share)
         elif program.refused:
             unknown = [""] * len(_SIZES)
-            table.add_row(program.name, *unknown, f"DOES NOT FIT: {human_bytes(program.refused[0])}", of)
+            table.add_row(program.name, *unknown, "DOES NOT FIT: " + quantity(program.refused[0], "B"), of)
         else:
             arrays = sum(answer.analysis.arrays.values())
-            table.add_row(program.name, human_bytes(arrays), *["not compiled"] * 3, "more", of)
+            table.add_row(program.name, quantity(arrays, "B"), *["not compiled"] * 3, "more", of)
     return table
 
 
@@ -117,8 +117,8 @@ def _bounds(programs: Iterable[Program]) -> Table:
     for program in programs:
         if program.bound:
             limit = max(program.bound, key=lambda name: program.bound[name] if program.bound else 0.0)
-            times = [_seconds(program.bound[key]) for key in _BOUNDS]
-            table.add_row(_WHAT[program.name], *times, _seconds(program.bound[limit]), _BOUNDS[limit])
+            times = [time_span(program.bound[key]) for key in _BOUNDS]
+            table.add_row(_WHAT[program.name], *times, time_span(program.bound[limit]), _BOUNDS[limit])
     return table
 
 
@@ -132,7 +132,7 @@ def _estimate(answer: Answer, price: Price) -> Table:
     table.add_row("frames/s", f"{found['frames_per_second']:,.0f}")
     frames = plan["num_env_slots"] * answer.analysis.frames_per_step
     table.add_row("budget", f"{plan['num_updates']:,} updates, {frames:,} frames")
-    table.add_row("time", _seconds(found["seconds"]))
+    table.add_row("time", time_span(found["seconds"]))
     table.add_row("chip hours", f"{found['chip_hours']:,.4g}")
     if "cost" in found:
         table.add_row("cost", f"{found['cost']:,.2f} at {price.per_chip_hour:g} a chip and hour")
@@ -143,7 +143,7 @@ def _rounds(programs: Iterable[Program]) -> list[str]:
     """How little a round of a program's loops does."""
     return [
         f"{_WHAT[program.name]} is {rounds:,.0f} rounds of loops one after the other, "
-        f"{_seconds(max(program.bound.values()) / rounds)} each at the bound: where that is microseconds, the fixed costs of "
+        f"{time_span(max(program.bound.values()) / rounds)} each at the bound: where that is microseconds, the fixed costs of "
         "operations decide, and they are not counted"
         for program in programs
         if program.bound and (rounds := program.least["rounds"])
@@ -160,17 +160,3 @@ def _table(*columns: str) -> Table:
 def _print(console: Console, title: str, table: Table) -> None:
     console.print(f"\n{title}", markup=False)
     console.print(table, soft_wrap=False)
-
-
-def _si(number: float, unit: str) -> str:
-    for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= power:
-            return f"{number / power:.3g} {prefix}{unit}"
-    return f"{number:.3g} {unit}".strip()
-
-
-def _seconds(seconds: float) -> str:
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us" if seconds else "0"

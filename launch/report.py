@@ -16,7 +16,7 @@ from podracer.launch.job import Parts, write_atomically
 from podracer.launch.loop import Counters
 from podracer.launch.signals import StopRequests
 from podracer.match import MatchStats
-from podracer.metrics.pictures import write_curve, write_video
+from podracer.metrics.pictures import NoFfmpeg, write_curve, write_video
 from podracer.metrics.progress import ProgressLine
 from podracer.types import Params
 
@@ -39,8 +39,8 @@ def finish(
     actor_params: list[Params],
     params: list[Params],
     requests: StopRequests,
-) -> None:
-    """Evaluates every seed and writes what a run folder shows.
+) -> dict[str, Any]:
+    """Evaluates every seed and writes what a run folder shows. Returns the content of summary.json.
 
     Args:
       actor_params: of each seed, what it acts with. params: of each seed, what `params_sha256` is of.
@@ -59,9 +59,13 @@ def finish(
     if stats[0].frames is None:
         print(f"no video: {job.env_name} has no picture to show")
     else:
-        write_video(run_dir / "evaluation.mp4", stats[0].frames)
+        try:
+            write_video(run_dir / "evaluation.mp4", stats[0].frames)
+        except NoFfmpeg as missing:
+            print(missing)
     files = ", ".join(sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("events.")))
     print(f"{run_dir}: {files}")
+    return summary
 
 
 def play(

@@ -4,6 +4,8 @@ import os
 import warnings
 from pathlib import Path
 
+from podracer.cache import cache_dir
+
 
 def prepare() -> None:
     """Silences libraries that talk over our output, and turns the compilation cache on. Call before importing JAX.
@@ -15,7 +17,8 @@ def prepare() -> None:
     if "PYTHONWARNINGS" not in os.environ:
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+    if _writable(cache_dir() / "xla"):  # else every program would warn
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
     # Small programs too: a cold start is many of them.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -24,6 +27,9 @@ def prepare() -> None:
     os.environ.setdefault("LIBTPU_INIT_ARGS", "--fibers_default_thread_stack_size=4194304")
 
 
-def cache_dir() -> Path:
-    """`$PODRACER_CACHE_DIR`, or `~/.cache/podracer`."""
-    return Path(os.environ.get("PODRACER_CACHE_DIR") or "~/.cache/podracer").expanduser()
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

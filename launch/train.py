@@ -1,5 +1,6 @@
 """One run from start to end: train, save, evaluate, and leave a folder that a person can look at."""
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from podracer.checkpoint import Checkpoints
+from podracer.checkpoint import Checkpoints, Superseded
 from podracer.config import JobConfig
 from podracer.hosts import Hosts
 from podracer.launch import job as jobs
@@ -18,6 +19,7 @@ from podracer.launch.signals import Stopped, StopRequests
 from podracer.metrics.log import MetricsLog
 from podracer.metrics.meter import Meter
 from podracer.metrics.progress import ProgressLine
+from podracer.metrics.wandb_run import WandbRun, check_installed
 from podracer.runtimes.sebulba.supervisor import ActorsFailed
 
 _SECONDS_PER_ROW = 1.0
@@ -27,6 +29,53 @@ _ACTOR_WORDS = {"env": "environment", "infer": "inference", "transfer": "transfe
 
 class Diverged(Exception):
     """Parameters stopped being numbers. Its text is one line that says where the last good ones are."""
+
+
+def train(
+    job: JobConfig,
+    preset: str,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    requests: StopRequests | None = None,
+    host: Hosts | None = None,
+) -> int:
+    """Builds a job, writes its run folder and trains it, or this host's part of it; what `podracer launch` does.
+
+    Args:
+      job, preset: as `job.new_job` or `job.load_job` gives them.
+      run_dir: is made. resume: whether it holds the run before.
+      dry_run: print what would run, and write nothing.
+      requests: to stop; without, SIGTERM and Ctrl-C are what they are. host: among those that execute the job together.
+
+    Returns:
+      The exit code. Raises as `Run.execute`, and ConfigError where the job does not fit this machine.
+    """
+    host, requests = host or Hosts(), requests or StopRequests()
+    parts = jobs.build(job)
+    runtime = jobs.make_runtime(job, parts, preset, run_dir)
+    with contextlib.ExitStack() as stack:
+        stack.callback(runtime.close)
+        memory = runtime.memory()
+        if not dry_run:
+            jobs.check_memory(memory, parts.plan.devices_per_host)
+            if job.wandb and host.first:
+                check_installed()
+        if host.first:
+            if not dry_run:
+                jobs.save_job(run_dir, job, preset)
+            print("\n".join(jobs.outline(job, parts, memory, preset, verbose=dry_run)), flush=True)
+        if dry_run:
+            return 0
+        if host.first:
+            print(f"run folder {run_dir}", flush=True)
+        try:
+            return Run(job, parts, runtime, run_dir, resume, requests, host).execute()
+        except (Diverged, ActorsFailed, Superseded):
+            if host.num > 1:
+                stack.pop_all()  # an orderly end waits for the other hosts, and they for this one
+            raise
 
 
 @dataclasses.dataclass
@@ -60,16 +109,25 @@ class Run:
         runtime.should_stop = lambda: self.requests.pending and self.host.num == 1
         checkpoints = Checkpoints(self.run_dir / "checkpoints", jobs.fingerprint(self.job), host=self.host)
         self.requests.nothing_to_lose = True
+        wandb: WandbRun | None = None
+        failed = True
         try:
             state, counters = self._start(checkpoints)
-            state, counters = self._train(state, counters, checkpoints)
+            if self.job.wandb and self.host.first:
+                wandb = WandbRun(self.run_dir, self.job.wandb, jobs.settings(self.job))
+                self._say(f"Weights & Biases: {wandb.place}")
+            state, counters = self._train(state, counters, checkpoints, wandb)
             self.requests.nothing_to_lose = False
             self.host.went_on(then=_SECONDS_OF_EVALUATION)
             params = [runtime.actor_params(state, i) for i in range(self.job.num_seeds)]
             learned = [runtime.train_state(state, i).params for i in range(self.job.num_seeds)]
             if self.host.first:
-                report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
+                summary = report.finish(self.job, self.parts, self.run_dir, counters, params, learned, self.requests)
+                if wandb is not None:
+                    wandb.show(summary, self.run_dir)
+            failed = False
         except Stopped as stopped:
+            failed = False
             if not self.host.first:
                 pass
             elif self.requests.nothing_to_lose:
@@ -79,6 +137,8 @@ class Run:
             return stopped.exit_code
         finally:
             checkpoints.close()
+            if wandb is not None:
+                wandb.close(failed)
         return 0
 
     def _start(self, checkpoints: Checkpoints) -> tuple[Any, Counters]:
@@ -99,12 +159,12 @@ class Run:
         if self.host.first:
             print(text, flush=True)
 
-    def _train(self, state: Any, counters: Counters, checkpoints: Checkpoints) -> tuple[Any, Counters]:
+    def _train(self, state: Any, counters: Counters, checkpoints: Checkpoints, wandb: WandbRun | None) -> tuple[Any, Counters]:
         runtime, host = self.runtime, self.host
         log: MetricsLog | None = None
         if host.first:
             (self.run_dir / "summary.json").unlink(missing_ok=True)  # it was of an earlier end
-            log = MetricsLog(self.run_dir, counters.num_updates)
+            log = MetricsLog(self.run_dir, counters.num_updates, wandb)
         recorder = Recorder(self.job, self.parts, log)
         stop = False
         last_save = time.monotonic()

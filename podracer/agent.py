@@ -1,13 +1,15 @@
 """Agent: the class that authors subclass, and the whole of what a runtime knows of one.
 
 An agent is an immutable object with pure methods. It never sees devices, threads, meshes, Ray or Reverb: a runtime decides
-where each method runs. A simple agent gives `Config`, `init`, `act` and `loss`; agents/impala/agent.py is the example.
+where each method runs. A simple agent gives `Config`, `init`, `act` and `loss`; agents/impala/agent.py is the example. Its
+author imports from here what the class is told and says of itself, and from `podracer.types` the data that it works on.
 """
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,8 @@ from podracer.types import (
     Trajectory,
 )
 
+__all__ = ["PRIORITY", "Agent", "DataSpec", "EnvironmentSpec", "Mode", "Preset"]
+
 ConfigT = TypeVar("ConfigT")
 
 PRIORITY = "priority"
@@ -48,7 +52,7 @@ class DataSpec:
     replay_capacity: unrolls that replay holds, over all environments.
     priority_exponent: unrolls are drawn from replay with probability ~ priority ** exponent (Schaul et al. 2016, eq. 1); 0 is
       uniform. Above 0 the loss reports a metric `priority` `[B]` float32, at least 0, for every column of its batch, and finds
-      `Trajectory.importance` filled in.
+      `Trajectory.importance` filled in. Without replay there are no priorities, and the metric is dropped.
     updates_per_unroll: updates that learn from each online unroll, each with other unrolls from replay.
     microbatch: columns for which a device computes a gradient at a time, 0 for all of its batch. The gradient is the same up
       to rounding; smaller ones need less memory, and on a CPU one that fits its caches is faster.
@@ -62,6 +66,12 @@ class DataSpec:
     microbatch: int = 0
     overlap: int = 0
 
+    @classmethod
+    def of(cls, *configs: Any, overlap: int = 0) -> Self:
+        """What configs say of the data: their fields of these names, `unroll_length` at least; the rest are defaults."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "overlap"]
+        return cls(**{name: getattr(c, name) for c in configs for name in names if hasattr(c, name)}, overlap=overlap)
+
 
 class Agent(abc.ABC, Generic[ConfigT]):
     """A learning agent for environments of one signature.
@@ -72,6 +82,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
 
     Config: ClassVar[type]
     """A frozen dataclass with a default for every field."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """The author's choices, by environment name (`suite/task`) and by names of their own (`paper_atari`)."""
 
     def __init__(self, spec: EnvironmentSpec, config: ConfigT):
         """Builds networks; touches no device. Raises TypeError or ValueError, in one line, for what it cannot do."""
@@ -79,14 +91,9 @@ class Agent(abc.ABC, Generic[ConfigT]):
         self.config = config
 
     @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        """The author's choices, by environment name (`suite/task`) and by names of their own (`paper_atari`)."""
-        return {}
-
-    @classmethod
     def preset(cls, env_name: str) -> Preset | None:
         """The preset that a bare command takes for an environment, or None."""
-        return cls.presets().get(env_name)
+        return cls.presets.get(env_name)
 
     @classmethod
     def needs_simulator(cls, config: Any) -> bool:
@@ -167,11 +174,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return train_state.params
 
     def data_spec(self) -> DataSpec:
-        """What to learn from. The default is online data, of the config's `unroll_length` and, if it has one, `microbatch`."""
-        return DataSpec(
-            unroll_length=self.config.unroll_length,  # type: ignore[attr-defined]
-            microbatch=getattr(self.config, "microbatch", 0),
-        )
+        """What to learn from. The default is `DataSpec.of` the config."""
+        return DataSpec.of(self.config)
 
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer of the default `update`."""
@@ -185,11 +189,12 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return target_params
 
     def train_state(self, params: Params, target_params: Params = (), extra: Any = ()) -> TrainState:
-        """The TrainState before the first update."""
+        """The TrainState before the first update. `target_params` may be `params` themselves, or a part of them."""
         return TrainState(
             params=params,
             opt_state=self.optimizer().init(params),
-            target_params=target_params,
+            # A copy: a runtime donates the whole state, and no buffer can be donated twice.
+            target_params=jax.tree.map(jnp.copy, target_params),
             extra=extra,
             num_updates=jnp.int32(0),
         )
@@ -221,6 +226,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         if num == 1:
             return grad(train_state.params, train_state, trajectory, key)
 
+        @functools.partial(jax.jit, inline=True)  # traced once, though its shapes are asked for first
         def one(part: tuple[Trajectory, Key]) -> tuple[Any, Metrics]:
             """What is summed, and what is of single columns."""
             grads, metrics = grad(train_state.params, train_state, *part)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from podracer import hosts
+from podracer import hosts, rng
 from podracer.config import ConfigError
 from podracer.hosts import Hosts
 from podracer.types import Params
@@ -216,22 +216,17 @@ def _leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _host_table(tree: Any) -> dict[str, np.ndarray]:
     """Copies of all leaves on the host, PRNG keys as their data."""
     return {
-        name: np.array(hosts.whole(jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf))
+        name: np.array(hosts.whole(jax.random.key_data(leaf) if rng.is_key(leaf) else leaf))
         for name, leaf in _leaves(tree).items()
     }
 
 
 def _shape_table(tree: Any) -> dict[str, Any]:
     return {
-        name: jax.eval_shape(jax.random.key_data, leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
-        for name, leaf in _leaves(tree).items()
+        name: jax.eval_shape(jax.random.key_data, leaf) if rng.is_key(leaf) else leaf for name, leaf in _leaves(tree).items()
     }
 
 
@@ -284,7 +279,7 @@ def _rebuild(target: Any, table: Mapping[str, Any]) -> Any:
 
     def leaf(path: Any, like: Any) -> Any:
         value = table[jax.tree_util.keystr(path, simple=True, separator="/")]
-        if hasattr(like, "dtype") and _is_key(like):
+        if rng.is_key(like):
             return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(like))
         return value
 

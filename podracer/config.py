@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import operator
 import types as python_types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,11 @@ from typing import Any, Literal
 
 class ConfigError(ValueError):
     """A configuration that cannot be. Its text is one line that says what to do."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error of somebody else, for a message of ours."""
+    return " ".join(str(error).split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,8 @@ class JobConfig:
     num_steps: budget in agent steps, over all environments.
     seed: the seed from which all randomness derives; num_seeds: population of seeds `seed, seed + 1, ...`.
     num_devices: of each host; 0 means all that there are. num_hosts: processes that run the job together, one a host.
+    eval_episodes: played after training, of each seed. checkpoint_seconds: between two checkpoints.
+    wandb: `PROJECT` or `ENTITY/PROJECT` of Weights & Biases that gets the metrics too; empty: none.
     agent, env, anakin, sebulba: the settings of each part.
     """
 
@@ -81,6 +89,7 @@ class JobConfig:
     num_hosts: int = 1
     eval_episodes: int = 32
     checkpoint_seconds: float = 120.0
+    wandb: str = ""
     anakin: AnakinConfig = AnakinConfig()
     sebulba: SebulbaConfig = SebulbaConfig()
 
@@ -94,6 +103,46 @@ class Preset:
 
     num_steps: int
     overrides: Mapping[str, Any]
+
+    def also(self, overrides: Mapping[str, Any]) -> "Preset":
+        """The same budget, with more overrides, which win."""
+        return Preset(self.num_steps, {**self.overrides, **overrides})
+
+
+def require(
+    config: Any,
+    *names: str,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Holds fields of `config` to a range, in the `__post_init__` of a dataclass; None, where a field may be that, passes.
+
+    Raises:
+      ConfigError: a field lies outside; one line, which names it and the range.
+    """
+    bounds = [
+        (text, holds, bound)
+        for text, holds, bound in (
+            ("at least", operator.ge, at_least),
+            ("above", operator.gt, above),
+            ("at most", operator.le, at_most),
+            ("below", operator.lt, below),
+        )
+        if bound is not None
+    ]
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not all(holds(value, bound) for _, holds, bound in bounds):
+            allowed = " and ".join(f"{text} {bound:g}" for text, _, bound in bounds)
+            raise ConfigError(f"{name} must be {allowed}, not {value:g}")
+
+
+def filled(config: Any, own: Mapping[str, Any]) -> Any:
+    """`config` with the values of `own` in the fields that still have their default, which stands for "the task's own"."""
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: value for name, value in own.items() if getattr(config, name) == default[name]})
 
 
 def override(config: Any, values: Mapping[str, Any]) -> Any:
@@ -149,13 +198,12 @@ def _override_one(config: Any, path: list[str], value: Any, key: str) -> Any:
     if _is_config(current):
         inner = next(iter(keys(current)), "...")
         raise ConfigError(f"{key!r} is a group of settings: set one of them, for example {key}.{inner}=...")
-    hint_type = typing.get_type_hints(type(config)).get(name, Any)
+    value = _coerce(value, typing.get_type_hints(type(config)).get(name, Any), key)
     try:
-        return dataclasses.replace(config, **{name: _coerce(value, hint_type, key)})
-    except ConfigError:
-        raise
+        return dataclasses.replace(config, **{name: value})
     except ValueError as error:  # a dataclass that validates itself
-        raise ConfigError(f"{key}: {error}") from error
+        group, text = key.removesuffix(name), str(error)
+        raise ConfigError(f"{group}{text}" if text.startswith(name) else f"{key}: {text}") from error
 
 
 def _coerce(value: Any, hint: Any, key: str) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from dm_env import specs
 
-from podracer.environment import Environment, JaxEnvironment, VectorEnvironment
+from podracer.environment import Environment, JaxEnvironment, VectorEnvironment, strong
 from podracer.types import FIRST, LAST, MID, Array, EnvironmentSpec, Key, TimeStep
 
 
@@ -160,8 +160,7 @@ def _check_time_limit(first: np.ndarray, last: np.ndarray, discount: np.ndarray,
 
 def _check_arrays(spec: Any, value: Any, name: str) -> None:
     """`value`, leaves `[T + 1, B, ...]`, against a pytree of specs."""
-    is_spec = lambda x: isinstance(x, specs.Array)  # noqa: E731
-    expected, structure = jax.tree.flatten(spec, is_leaf=is_spec)
+    expected, structure = jax.tree.flatten(spec)
     found: Any = jax.tree.structure(value)
     _require(found == structure, f"{name} has the structure {found}, not {structure}")
     for leaf, leaf_spec in zip(jax.tree.leaves(value), expected, strict=True):
@@ -188,9 +187,6 @@ def _bare_episode(environment: Any, keys: Key, noise: Array) -> TimeStep:
 
         def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
             return strong(jax.vmap(environment.step)(state, action, key))
-
-    def strong(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
 
     return rollout(Bare(), keys, noise)
 

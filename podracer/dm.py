@@ -15,7 +15,7 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
-from podracer.config import ConfigError
+from podracer.config import require
 from podracer.workers import SingleEnvironment
 
 _AS_THEY_ARE = (np.dtype(np.uint8), np.dtype(bool))
@@ -23,62 +23,65 @@ _AS_THEY_ARE = (np.dtype(np.uint8), np.dtype(bool))
 
 @dataclasses.dataclass(frozen=True)
 class DmConfig:
-    """max_steps: time limit in steps; 0 keeps the environment's own. num_workers: processes; 0 is one per core."""
+    """Options of dm_env environments, and of gymnasium's.
+
+    max_steps: time limit in steps; 0 keeps the environment's own. num_workers: processes; 0 is one per core.
+    """
 
     max_steps: int = 0
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.max_steps, self.num_workers) < 0:
-            raise ConfigError("max_steps (0: the environment's own limit) and num_workers (0: all cores) must be at least 0")
+        require(self, "max_steps", "num_workers", at_least=0)
 
 
 class DmEnvironment(SingleEnvironment):
     """Any `dm_env.Environment` whose actions are one array. Subclass it to change what is observed."""
 
-    def __init__(self, env: dm_env.Environment):
+    def __init__(self, env: dm_env.Environment, max_steps: int = 0, action_repeat: int = 1):
+        """max_steps: time limit in agent steps; 0 keeps the environment's own. action_repeat: its steps in one of ours, whose
+        rewards are added and discounts multiplied."""
         self.env: Any = env
         self._action_dtype = env.action_spec().dtype
+        self._max_steps, self._action_repeat, self._count = max_steps, action_repeat, 0
 
     def observe(self, observation: Any) -> Any:
         """The environment's observation as ours has it: the same."""
         return observation
 
     def reset(self) -> Any:
+        self._count = 0
         return self.observe(self.env.reset().observation)
 
     def step(self, action: Any) -> tuple[Any, float, float, bool]:
-        timestep = self.env.step(np.asarray(action, self._action_dtype))
-        if timestep.first():
-            raise RuntimeError("the environment has reset itself within an episode")
-        reward = 0.0 if timestep.reward is None else float(timestep.reward)
-        discount = 1.0 if timestep.discount is None else float(timestep.discount)
-        return self.observe(timestep.observation), reward, discount, timestep.last()
+        action, reward, discount, last = np.asarray(action, self._action_dtype), 0.0, 1.0, False
+        for _ in range(self._action_repeat):
+            timestep = self.env.step(action)
+            if timestep.first():
+                raise RuntimeError("the environment has reset itself within an episode")
+            reward += 0.0 if timestep.reward is None else float(timestep.reward)
+            discount *= 1.0 if timestep.discount is None else float(timestep.discount)
+            if last := timestep.last():
+                break
+        self._count += 1
+        return self.observe(timestep.observation), reward, discount, last or self._count == self._max_steps
 
     def close(self) -> None:
         self.env.close()
 
 
 class AdaptedDmEnvironment(DmEnvironment):
-    """With observations and actions as `observation_spec` and `action_spec` say, and a time limit. 0 steps is none."""
+    """With observations and actions as `observation_spec` and `action_spec` say."""
 
-    def __init__(self, env: dm_env.Environment, max_steps: int):
-        super().__init__(env)
-        theirs: Any = env.action_spec()
-        self._encode, self._least = encoder(env.observation_spec()), _least(theirs)
-        self._max_steps, self._count = max_steps, 0
+    def __init__(self, env: dm_env.Environment, max_steps: int = 0):
+        super().__init__(env, max_steps)
+        self._encode, self._least = encoder(env.observation_spec()), _least(env.action_spec())
 
     def observe(self, observation: Any) -> Any:
         return self._encode(observation)
 
-    def reset(self) -> Any:
-        self._count = 0
-        return super().reset()
-
     def step(self, action: Any) -> tuple[Any, float, float, bool]:
-        self._count += 1
-        observation, reward, discount, last = super().step(action + self._least)
-        return observation, reward, discount, last or self._count == self._max_steps
+        return super().step(action + self._least)
 
 
 def build(factory: Callable[..., Any], seed: int) -> dm_env.Environment:

@@ -6,6 +6,7 @@ or of what follows LAST. Environments whose state lives outside XLA (the ALE) su
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -86,13 +87,10 @@ class HostEnvironment(abc.ABC):
     def step(self, action: np.ndarray, timeout: float) -> TimeStep:
         """Steps all environments. `action` `[B, ...]`; time steps `[B]`, in order. Raises as `recv` does."""
         self.send(action, np.arange(self.num_envs))
-        ids, parts = self.recv(timeout)
-        while len(ids) < self.num_envs:
-            more, part = self.recv(timeout)
-            ids = np.concatenate([ids, more])
-            parts = jax.tree.map(lambda x, y: np.concatenate([x, y]), parts, part)
-        order = np.argsort(ids)
-        return jax.tree.map(lambda x: x[order], parts)
+        arrived = [self.recv(timeout)]
+        while sum(len(env_id) for env_id, _ in arrived) < self.num_envs:
+            arrived.append(self.recv(timeout))
+        return in_order(arrived)
 
     def render(self) -> np.ndarray | None:
         """The first environment as `[H, W, 3]` uint8 for people to look at, or None where there is no picture."""
@@ -100,6 +98,15 @@ class HostEnvironment(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - some hold nothing
         """Ends processes and threads. Safe to call twice, and after a failure."""
+
+
+def in_order(arrived: Sequence[tuple[np.ndarray, TimeStep]]) -> TimeStep:
+    """The time steps that `recv` gave, `[n]` in all, in the order of their environments' numbers."""
+    ids = np.concatenate([env_id for env_id, _ in arrived])
+    if len(arrived) == 1 and (ids[:-1] < ids[1:]).all():
+        return arrived[0][1]
+    order = np.argsort(ids)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[order], *(timestep for _, timestep in arrived))
 
 
 class EnvironmentFailed(RuntimeError):
@@ -176,22 +183,22 @@ class AutoReset(VectorEnvironment):
         self._render = jax.jit(lambda state: environment.render(jax.tree.map(lambda x: x[0], state.inner)))
 
     def reset(self, key: Key) -> tuple[Any, TimeStep]:
-        state, timestep = _strong(jax.vmap(self.environment.reset)(key))
+        state, timestep = strong(jax.vmap(self.environment.reset)(key))
         return _AutoResetState(inner=state, last=timestep.last()), timestep
 
     def step(self, state: Any, action: Array, key: Key) -> tuple[Any, TimeStep]:
-        inner, timestep = _strong(jax.vmap(self.environment.step)(state.inner, action, key))
+        inner, timestep = strong(jax.vmap(self.environment.step)(state.inner, action, key))
 
         finished, num_envs = state.last, len(state.last)
         few = max(1, num_envs // self._FEW)
         index = jnp.nonzero(finished, size=few, fill_value=num_envs)[0]
 
         def reset_few(operand: Any) -> Any:
-            fresh = _strong(jax.vmap(self.environment.reset)(key[index]))
+            fresh = strong(jax.vmap(self.environment.reset)(key[index]))
             return jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), operand, fresh)
 
         def reset_all(operand: Any) -> Any:
-            fresh = _strong(jax.vmap(self.environment.reset)(key))
+            fresh = strong(jax.vmap(self.environment.reset)(key))
             return jax.tree.map(lambda old, new: _where(finished, new, old), operand, fresh)
 
         num_finished = jnp.sum(finished)
@@ -249,7 +256,7 @@ def environment_keys(seed_key: Key, index: Array) -> tuple[Key, Key]:
     return rng.columns(rng.stream(seed_key, "reset"), index), rng.columns(rng.stream(seed_key, "environment"), index)
 
 
-def _strong(tree: Any) -> Any:
+def strong(tree: Any) -> Any:
     """`tree` without weak types, which Python numbers leave behind: a program compiled for a step would not fit a reset."""
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), tree)
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from podracer import rng
 from podracer.config import ConfigError
 
 _HEARTBEAT_SECONDS = 30
@@ -130,7 +130,7 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.device_put(tree, shardings)
 
     def one(leaf: Any, sharding: NamedSharding) -> Any:
-        if _is_key(leaf):
+        if rng.is_key(leaf):
             return jax.random.wrap_key_data(one(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
         value = np.asarray(leaf)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
@@ -177,7 +177,7 @@ def local(tree: Any) -> Any:
     def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return leaf
-        if _is_key(leaf):
+        if rng.is_key(leaf):
             return jax.random.wrap_key_data(one(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
         return leaf.addressable_data(0)
 
@@ -191,10 +191,6 @@ def whole(leaf: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-
-
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _client() -> Any:

@@ -5,7 +5,6 @@ import math
 
 from podracer.agent import Agent
 from podracer.config import ConfigError, JobConfig, SebulbaConfig
-from podracer.types import EnvironmentSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +71,17 @@ class Plan:
         return self.num_devices // self.num_hosts
 
 
-def make_plan(job: JobConfig, agent: Agent, spec: EnvironmentSpec, available_devices: int) -> Plan:
+def make_plan(job: JobConfig, agent: Agent, available_devices: int) -> Plan:
     """Works the plan out.
 
     Args:
       job: the configuration.
       agent: the agent, for its `data_spec`.
-      spec: of the environment.
       available_devices: that each host has.
 
     Raises:
       ConfigError: a shape that does not divide, a share of replay that no whole number of sequences makes, or too few devices.
     """
-    del spec
     data, num_envs = agent.data_spec(), job.anakin.num_envs
     actors = _actor_plan(job.sebulba, available_devices) if job.runtime == "sebulba" else None
     num_devices = job.num_devices or available_devices

@@ -50,6 +50,13 @@ class Suite:
         """Whether the library behind the suite is installed. Imports nothing."""
         return not self.package or importlib.util.find_spec(self.package) is not None
 
+    @property
+    def how_to_get(self) -> str:
+        """What brings the library behind the suite, for people."""
+        if self.extra:
+            return f"pip install 'podracer-rl[{self.extra}]'"
+        return f"pip install {self.package}; where that fails, this Python has no package of it, and 3.11 has"
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvId:
@@ -85,14 +92,16 @@ def agent_class(name: str) -> Any:
 
 def env(name: str) -> EnvId:
     """The environment called `suite/task`, `suite`, or `package.module:NAME/task`. Raises NotFound."""
-    suite_name, _, task = name.partition("/")
+    suite_name, _, task = name.partition("/") if ".py:" not in name else (name, "", "")  # that path is refused as a whole
     found = suite(suite_name)
     if not found.available():
-        raise NotFound(f"{suite_name} needs {found.package}: pip install 'podracer-rl[{found.extra}]'")
+        raise NotFound(f"{suite_name} needs {found.package}: {found.how_to_get}")
     tasks = found.tasks()
     if task not in tasks:
-        given = [t for t in tasks if t]
-        raise NotFound(unknown("environment", name, [f"{suite_name}/{t}" for t in given] or [suite_name]))
+        if not task:
+            example = f", such as {suite_name}/{found.default_task}" if found.default_task else ""
+            raise NotFound(f"{suite_name} has many environments: name one{example} (podracer envs {suite_name} lists all)")
+        raise NotFound(unknown("environment", name, [f"{suite_name}/{t}" if t else suite_name for t in tasks]))
     return EnvId(name=name, suite=found, task=task)
 
 
@@ -136,12 +145,19 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def imported(kind: str, name: str) -> Any:
     """What `package.module:NAME` names. `kind` says what it should be, for errors. Raises NotFound."""
     module_name, _, attribute = name.partition(":")
+    if module_name.endswith(".py") or not (module_name and attribute):
+        module = module_name.removesuffix(".py").lstrip("./").replace("/", ".") or "package.module"
+        raise NotFound(f"{kind} {name!r}: write a module's name and what to take from it, {module}:{attribute or 'NAME'}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does: an author's file lies in the working directory
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        raise NotFound(f"{kind} {name!r}: no module {error.name!r}; run from its folder or install its package") from error
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise NotFound(f"{kind} {name!r}: no module {error.name!r}; run from its folder or install its package") from error
+        raise NotFound(f"{kind} {name!r}: {module_name} needs {error.name}, which is not installed") from error
+    except SyntaxError as error:
+        raise NotFound(f"{kind} {name!r}: {error.filename}, line {error.lineno}: {error.msg}") from error
     except AttributeError as error:
         raise NotFound(f"{kind} {name!r}: {error}") from error
 

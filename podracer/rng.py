@@ -1,6 +1,7 @@
 """Randomness: every key derives by `fold_in` from one seed, the name of its use, and indices. Never from a device count."""
 
 import zlib
+from typing import Any
 
 import jax
 
@@ -20,3 +21,8 @@ def columns(key: Key, index: Array) -> Key:
 def at(key: Key, index: Array | int) -> Key:
     """`key` `[B]` at step `index`, `[B]`."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, index)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed PRNG keys."""
+    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)

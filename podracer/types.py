@@ -205,8 +205,7 @@ class EnvironmentSpec(Struct):
         """FIRST time steps of zeros, leaves `[*shape, ...]`: enough to initialise networks with."""
 
         def zeros(tree: Any) -> Any:
-            is_spec = lambda leaf: isinstance(leaf, specs.Array)  # noqa: E731
-            return jax.tree.map(lambda s: jnp.zeros((*shape, *s.shape), s.dtype), tree, is_leaf=is_spec)
+            return jax.tree.map(lambda spec: jnp.zeros((*shape, *spec.shape), spec.dtype), tree)
 
         return TimeStep(
             step_type=jnp.full(shape, FIRST, jnp.int32),

@@ -9,6 +9,9 @@ import numpy as np
 
 from podracer.workers import SingleEnvironment
 
+SUITES = ("dm_control", "envpool", "gymnasium")
+"""Registered suites of which no environment can be part of an XLA program. tests/envs/test_host.py has a case of each."""
+
 
 class Counter(SingleEnvironment):
     """Counts steps; terminates at `length`, or is cut off at `limit`, whichever is first. Observes what it is told to be."""

@@ -15,6 +15,8 @@ from podracer.nets.torso import Conv
 from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.sebulba.runtime import Sebulba
 
+pytestmark = pytest.mark.quick
+
 
 def counted(function, *shapes, choose=cost.dearest):
     return cost.count(jax.make_jaxpr(function)(*[jnp.zeros(shape) for shape in shapes]), choose)
@@ -129,7 +131,7 @@ def anakin(num_devices, **overrides):
     job = config.override(job, {**small, "anakin.num_envs": 8 * num_devices, **overrides})
     environment = env.make(job.env)
     learner = Impala(environment.spec, job.agent)
-    return Anakin(learner, environment, plan.make_plan(job, learner, environment.spec, len(jax.devices())))
+    return Anakin(learner, environment, plan.make_plan(job, learner, len(jax.devices())))
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def test_the_programs_of_sebulba(agent_class, store):
     job = config.override(job, {**small, **devices})
     environment = env.make(job.env)
     agent = agent_class(environment.spec, job.agent)
-    runtime = Sebulba(agent, environment, plan.make_plan(job, agent, environment.spec, 3))
+    runtime = Sebulba(agent, environment, plan.make_plan(job, agent, 3))
     try:
         params = jax.tree.leaves(jax.eval_shape(runtime.init).train_state.params)
         traced = runtime.trace()

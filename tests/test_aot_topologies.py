@@ -6,6 +6,8 @@ from podracer.aot import compiled, compilers, roofline, topologies
 from podracer.aot.cost import Collective, Cost
 from podracer.config import ConfigError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("name", "shape", "chips", "slices", "hosts", "devices"),

@@ -11,6 +11,8 @@ import pytest
 from podracer.checkpoint import Checkpoints, Damaged, tree_sha256
 from podracer.config import ConfigError
 
+pytestmark = pytest.mark.quick
+
 PARAMS = [np.ones(3, np.float32)]
 
 

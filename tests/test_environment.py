@@ -14,6 +14,8 @@ from podracer import types
 from podracer.environment import AutoReset, JaxEnvironment, TimeLimit, Unsupported
 from podracer.types import FIRST, LAST, MID, Array, EnvironmentSpec, Key, TimeStep
 
+pytestmark = pytest.mark.quick
+
 
 class _State(NamedTuple):
     count: Any

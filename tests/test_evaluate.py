@@ -14,6 +14,8 @@ from podracer.environment import AutoReset, Environment, JaxEnvironment, Unsuppo
 from podracer.evaluate import Evaluator, evaluate
 from podracer.types import ActorOutput, EnvironmentSpec, Mode
 
+pytestmark = pytest.mark.quick
+
 
 class Coin(NamedTuple):
     long: Any

@@ -19,6 +19,8 @@ from podracer.runtimes.anakin import Anakin
 from podracer.runtimes.sebulba.runtime import Sebulba
 from podracer.types import ActorOutput, EnvironmentSpec
 
+pytestmark = pytest.mark.quick
+
 LENGTH = 4
 
 
@@ -76,7 +78,7 @@ def test_actors_of_a_runtime_see_no_labels_and_the_loss_sees_them(runtime: Any) 
     peeking, environment = agent(), Answers()
     job = config.JobConfig("peeking", "answers", Config(), (), runtime=runtime.__name__.lower())
     job = config.override(job, {"anakin.num_envs": 2, "sebulba.actor_devices": 1, "sebulba.learner_devices": 1})
-    running = runtime(peeking, environment, make_plan(job, peeking, environment.spec, len(jax.devices())))
+    running = runtime(peeking, environment, make_plan(job, peeking, len(jax.devices())))
     try:
         _, metrics = running.run(running.init(), 2)
     finally:

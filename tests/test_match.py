@@ -14,6 +14,8 @@ from podracer.environment import JaxEnvironment, Unsupported
 from podracer.match import AgentOpponent, Match, MatchStats, Memoryless, as_opponent, play_match, random_opponent, uniform
 from podracer.types import LAST, ActorOutput, EnvironmentSpec, Mode
 
+pytestmark = pytest.mark.quick
+
 SPEC = EnvironmentSpec(
     name="turns",
     observation={"left": specs.Array((), np.int32), "legal_actions": specs.Array((3,), np.bool_)},
@@ -112,7 +114,7 @@ def _returns(stats: MatchStats, mine: float, theirs: float) -> np.ndarray:
     return np.array([one(bool(first), int(length)) for first, length in zip(stats.first, stats.lengths, strict=True)])
 
 
-@pytest.mark.parametrize(("num_games", "num_envs"), [(1, 32), (7, 3), (8, 3), (9, 2), (30, 8), (33, 32)])
+@pytest.mark.parametrize(("num_games", "num_envs"), [(1, 32), (8, 3), (9, 2), (33, 32)])
 def test_rewards_are_signed_by_who_moved_and_each_begins_half(num_games: int, num_envs: int) -> None:
     stats = _play(Fixed(), 1, Memoryless(lambda timestep, key: jnp.full(key.shape, 2)), num_games, num_envs=num_envs)
     assert stats.returns.shape == stats.first.shape == stats.lengths.shape == (num_games,)
@@ -319,11 +321,11 @@ def test_it_reads_the_board_from_what_the_mover_sees(tic_tac_toe: Any) -> None:
     from podracer.envs.pgx_opponents import perfect_tic_tac_toe
 
     environment, rng = tic_tac_toe.make(), np.random.default_rng(0)
-    step = jax.jit(environment.step)
+    reset, step = jax.jit(environment.reset), jax.jit(environment.step)
     choose = jax.jit(lambda ts, key: perfect_tic_tac_toe(jax.tree.map(lambda x: x[None], ts), key[None])[0])
     chosen_at_the_start = set()
     for game in range(30):
-        state, timestep = environment.reset(jax.random.key(game))
+        state, timestep = reset(jax.random.key(game))
         board, mover = "." * 9, "X"
         while int(timestep.step_type) != LAST:
             action, other = int(choose(timestep, jax.random.key(rng.integers(2**31)))), "XO"[mover == "X"]

@@ -8,6 +8,8 @@ from podracer import config, plan, registry
 from podracer.agent import DataSpec
 from podracer.agents.impala.agent import Impala
 
+pytestmark = pytest.mark.quick
+
 
 def make(available=8, replay=None, **fields):
     overrides = {key: fields.pop(key) for key in list(fields) if "." in key}
@@ -16,7 +18,7 @@ def make(available=8, replay=None, **fields):
     agent = Impala(registry.env("catch").make().spec, job.agent)
     if replay:
         agent.data_spec = lambda: replay  # type: ignore[method-assign]
-    return plan.make_plan(job, agent, agent.spec, available)
+    return plan.make_plan(job, agent, available)
 
 
 def test_arithmetic():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dm_env import specs
+from host_environments import SUITES as HOST
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,6 @@ from podracer.environment import AutoReset, Environment, JaxEnvironment, TimeLim
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
 MAX_STEPS = 7
-HOST = ("dm_control", "envpool", "gymnasium")  # outside XLA: tests/envs/test_host.py holds them to the contract
 SUITES = [name for name in registry.names(registry.ENVS) if name not in HOST]
 MORE = (
     "credit/feedback_bandit",
@@ -90,6 +91,18 @@ def test_no_registered_environment_is_left_out() -> None:
         assert suite.default_task in suite.tasks(), name
         assert suite.summary, name
         assert bool(suite.extra) <= bool(suite.package), name
+
+
+def test_the_table_of_environments_names_every_suite_where_it_runs_and_its_extra() -> None:
+    lines = (Path(registry.__file__).parents[1] / "envs" / "README.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if line.startswith("| `")]
+    extras: dict[str, set[str]] = {}
+    for name, where, extra in rows:
+        suite_name = name.strip("`").partition("/")[0]
+        extras.setdefault(suite_name, set()).add(extra.strip("`-"))
+        assert ("Anakin" in where or where == "both") == (suite_name not in HOST and "vizdoom" not in name), name
+    expected = {name: {suite.extra} for name, suite in registry.suites().items()}
+    assert extras == expected | {"nav": {"", "vizdoom"}}
 
 
 @pytest.mark.parametrize("suite_name", [name for name in SUITES if name not in SLOW])

@@ -1,43 +1,29 @@
 """Counterfactual credit assignment as an Agent."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from podracer.agent import Agent
-from podracer.agents.cca.config import HINDSIGHT, PRESETS
-from podracer.agents.cca.config import Config as CcaConfig
+from podracer.agent import Agent, EnvironmentSpec, Mode
+from podracer.agents.cca.config import HINDSIGHT, PRESETS, CcaConfig
 from podracer.agents.cca.losses import PER_DECISION, cca_losses, classifier_inputs, classifier_loss
-from podracer.agents.cca.networks import Memory, Networks
-from podracer.config import Preset
+from podracer.agents.cca.networks import Networks
 from podracer.nets import policies
-from podracer.ops import geco
-from podracer.types import (
-    ActorOutput,
-    ActorState,
-    Array,
-    EnvironmentSpec,
-    Key,
-    Metrics,
-    Mode,
-    Params,
-    TimeStep,
-    TrainState,
-    Trajectory,
-)
+from podracer.ops import geco, optimizers
+from podracer.types import ActorOutput, ActorState, Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
 
 
 class Cca(Agent[CcaConfig]):
     """Policy gradients whose baselines know the future, as far as it does not depend on the action; and their baselines.
 
     Mesnard et al. 2021, https://arxiv.org/abs/2011.09464. For discrete actions. Returns are Monte-Carlo: with unrolls of whole
-    episodes (see `Config.unroll_length`) nothing is bootstrapped; otherwise `V(X)` stands for what lies beyond an unroll.
+    episodes (see `CcaConfig.unroll_length`) nothing is bootstrapped; otherwise `V(X)` stands for what lies beyond an unroll.
     """
 
     Config = CcaConfig
+    presets = PRESETS
 
     def __init__(self, spec: EnvironmentSpec, config: CcaConfig):
         """Raises TypeError for continuous actions."""
@@ -45,10 +31,6 @@ class Cca(Agent[CcaConfig]):
         self._policy = policies.Categorical(spec.num_actions)
         self._networks = Networks(spec, config, self._policy)
         self._constrained = config.estimator in HINDSIGHT and config.independence.bound > 0
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        return PRESETS
 
     def init(self, key: Key) -> TrainState:
         of = self.config.independence
@@ -64,14 +46,13 @@ class Cca(Agent[CcaConfig]):
         before = actor_state.action if actor_state else jnp.zeros(timestep.reward.shape, jnp.int32)
         one = jax.tree.map(lambda x: x[None], timestep)
         _, logits, core = self._networks.act(params, one, before[None], actor_state)
-        logits = logits[0]
         greedy = mode is Mode.EVALUATE and self.config.greedy_evaluation
-        action = self._policy.mode(logits) if greedy else jax.vmap(self._policy.sample)(logits, key)
-        output = ActorOutput(action=action, log_prob=self._policy.log_prob(logits, action))
-        return output, Memory(core, action) if actor_state else ()
+        action, log_prob = self._policy.choose(logits[0], key, greedy)
+        memory = actor_state.replace(core=core, action=action) if actor_state else ()
+        return ActorOutput(action=action, log_prob=log_prob), memory
 
     def played(self, actor_state: ActorState, action: Array) -> ActorState:
-        return actor_state._replace(action=action) if actor_state else ()
+        return actor_state.replace(action=action) if actor_state else ()
 
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
         del key
@@ -128,7 +109,7 @@ class Cca(Agent[CcaConfig]):
 
 
 def _adam(rate: float, config: CcaConfig) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(rate))
+    return optimizers.clipped("adam", rate, 1e-8, config.max_gradient_norm)
 
 
 def _is_classifier(params: Params) -> dict[str, bool]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from podracer.config import Preset
+from podracer.config import Preset, require
 from podracer.nets.recurrent import CoreConfig
 from podracer.nets.torso import TorsoConfig
 
@@ -51,16 +51,14 @@ class IndependenceConfig:
     decay: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.bound < 0:
-            raise ValueError(f"independence.weight={self.weight:g} and bound={self.bound:g} must not be negative")
+        require(self, "weight", "bound", at_least=0)
+        require(self, "decay", at_least=0, below=1)
         if self.bound and not self.weight:
             raise ValueError("independence.bound needs a weight above 0 to start from")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"independence.decay must lie in [0, 1), not {self.decay:g}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class CcaConfig:
     """Counterfactual credit assignment (CCA) and its baselines.
 
     estimator: of the policy gradient, from Monte-Carlo returns `G`.
@@ -107,13 +105,9 @@ class Config:
     greedy_evaluation: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must lie in [0, 1], not {self.discount:g}")
-        if self.reward_scale <= 0:
-            raise ValueError(f"reward_scale must be positive, not {self.reward_scale:g}")
-        for name in ("decay_updates", "classifier_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        require(self, "discount", at_least=0, at_most=1)
+        require(self, "reward_scale", above=0)
+        require(self, "decay_updates", "classifier_steps", at_least=0)
 
 
 # Sizes for a CPU of two cores.
@@ -125,6 +119,12 @@ _SMALL: Mapping[str, Any] = {
     "agent.core.size": 32,
     "agent.hindsight.size": 16,
     "agent.hindsight.hidden": 32,
+    "agent.reward_scale": 0.3,
+    "agent.entropy_cost": 0.003,
+    "agent.learning_rate": 3e-3,
+    "agent.classifier_learning_rate": 5e-3,
+    "agent.classifier_steps": 8,
+    "agent.independence.weight": 10.0,
     "anakin.num_envs": 32,
 }
 
@@ -153,12 +153,6 @@ PRESETS: Mapping[str, Preset] = {
         overrides={
             **_SMALL,
             "agent.unroll_length": 31,
-            "agent.reward_scale": 0.3,
-            "agent.entropy_cost": 0.003,
-            "agent.learning_rate": 3e-3,
-            "agent.classifier_learning_rate": 5e-3,
-            "agent.classifier_steps": 8,
-            "agent.independence.weight": 10.0,
         },
     ),
     "credit/interleaving": Preset(
@@ -170,12 +164,6 @@ PRESETS: Mapping[str, Preset] = {
             "env.num_objects": 2,
             "env.length": 20,
             "agent.unroll_length": 21,
-            "agent.reward_scale": 0.3,
-            "agent.entropy_cost": 0.003,
-            "agent.learning_rate": 3e-3,
-            "agent.classifier_learning_rate": 5e-3,
-            "agent.classifier_steps": 8,
-            "agent.independence.weight": 10.0,
         },
     ),
     # The paper's rooms and phases, for accelerators.

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from podracer.agents.cca.config import ALL_ACTION, HINDSIGHT, Config, Estimator
+from podracer.agents.cca.config import ALL_ACTION, HINDSIGHT, CcaConfig, Estimator
 from podracer.agents.cca.networks import Networks
 from podracer.nets.policies import Policy
-from podracer.ops import geco
+from podracer.ops import geco, optimizers
 from podracer.ops.episodes import Transitions, masked_mean, transitions
 from podracer.types import Array, Metrics, Params, TrainState, Trajectory
 
@@ -126,7 +126,7 @@ def state_hindsight_weights(log_policy: Array, log_hindsight: Array, reward: Arr
 
 
 def cca_losses(
-    params: Params, networks: Networks, policy: Policy, config: Config, train_state: TrainState, trajectory: Trajectory
+    params: Params, networks: Networks, policy: Policy, config: CcaConfig, train_state: TrainState, trajectory: Trajectory
 ) -> tuple[dict[str, Array], Metrics]:
     """The terms of the loss, weighted, `[]` float32 each, with the gradients that README.md lists; and metrics.
 
@@ -191,7 +191,7 @@ def cca_losses(
     costs: dict[str, Array | float] = {
         "value": config.value_cost,
         "hindsight": config.value_cost,
-        "entropy": config.entropy_cost * _left(config, train_state.num_updates),
+        "entropy": config.entropy_cost * optimizers.remaining(train_state.num_updates, config.decay_updates),
     }
     return {name: costs.get(name, 1.0) * mean for name, mean in means.items()}, metrics
 
@@ -212,7 +212,7 @@ def classifier_loss(
     return masked_mean(-likelihood, transitions(trajectory.timestep, 1.0).mask_tm1)
 
 
-def _independence_loss(config: Config, train_state: TrainState, divergence: Array, decisions: Array) -> Array:
+def _independence_loss(config: CcaConfig, train_state: TrainState, divergence: Array, decisions: Array) -> Array:
     """Weight or penalty of the mean divergence over slots, of which `decisions` is the share of real ones."""
     of = config.independence
     if not of.bound:
@@ -237,10 +237,3 @@ def _state_hindsight(
     reward_loss = jnp.square(rewards - jnp.sum(encoded * reward, axis=-1))
     weights = state_hindsight_weights(jax.nn.log_softmax(logits), log_hindsight, reward, pairs)
     return weights, {"classifier": classifier, "reward": reward_loss}
-
-
-def _left(config: Config, num_updates: Array) -> Array:
-    """What is left of the entropy cost: from 1 linearly to 0, or 1 for ever."""
-    if not config.decay_updates:
-        return jnp.float32(1)
-    return jnp.clip(1.0 - num_updates / config.decay_updates, 0.0, 1.0)

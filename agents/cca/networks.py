@@ -6,7 +6,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import haiku as hk
 import jax
@@ -14,17 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from podracer import rng
-from podracer.agents.cca.config import ALL_ACTION, HINDSIGHT, Config
-from podracer.nets import policies, recurrent, torso
+from podracer.agents.cca.config import ALL_ACTION, HINDSIGHT, CcaConfig
+from podracer.nets import policies, previous, recurrent, torso
 from podracer.nets.heads import Head
 from podracer.types import ActorState, Array, EnvironmentSpec, Key, Params, TimeStep
-
-
-class Memory(NamedTuple):
-    """Recurrent state of the actor. core: leaves `[B, size]`. action: `[B]` int32, the one before."""
-
-    core: Any
-    action: Array
 
 
 class Networks:
@@ -33,7 +26,7 @@ class Networks:
     `X` is the agent's state `[T, B, H]`. Heads take leading dimensions of any shape.
     """
 
-    def __init__(self, spec: EnvironmentSpec, config: Config, policy: policies.Policy):
+    def __init__(self, spec: EnvironmentSpec, config: CcaConfig, policy: policies.Policy):
         self._spec, self._config, self._policy = spec, config, policy
         hindsight, all_action = config.estimator in HINDSIGHT, config.estimator in ALL_ACTION
         num_actions, hidden = spec.num_actions, config.head_hidden
@@ -68,10 +61,13 @@ class Networks:
         return params | {name: self._nets[name].init(keys[name], *inputs[name]) for name in inputs if name in self._nets}
 
     def memory(self, batch_size: int) -> ActorState:
-        """`Memory` before an episode; the empty tuple without a core."""
+        """`previous.Memory` before an episode; the empty tuple without a core."""
         if self._config.core.kind == "none":
             return ()
-        return Memory(recurrent.initial_state(self._config.core, batch_size), jnp.zeros((batch_size,), jnp.int32))
+        return previous.Memory(
+            core=recurrent.initial_state(self._config.core, batch_size),
+            action=previous.initial_action(self._spec, batch_size),
+        )
 
     def act(self, params: Params, timestep: TimeStep, before: Array, memory: ActorState) -> tuple[Array, Array, Any]:
         """States and policies.
@@ -88,8 +84,8 @@ class Networks:
 
     def unroll(self, params: Params, timestep: TimeStep, action: Array, memory: ActorState) -> tuple[Array, Array]:
         """`X` `[T+1, B, H]` and logits `[T+1, B, A]` of an unroll, as `act` gave them step by step. action: `[T, B]`."""
-        start = jnp.zeros(action.shape[1:], jnp.int32) if isinstance(memory, tuple) and not memory else memory.action
-        x, logits, _ = self.act(params, timestep, jnp.concatenate([start[None], action]), memory)
+        start = memory.action if memory else jnp.zeros_like(action[0])
+        x, logits, _ = self.act(params, timestep, previous.unroll(start, action), memory)
         return x, logits
 
     def hindsight(self, params: Params, timestep: TimeStep, action: Array, x: Array) -> Array:
@@ -133,13 +129,13 @@ class Networks:
     def _events(self, timestep: TimeStep) -> list[Array]:
         """Features of observations, and rewards, `[T, B, F]` each."""
         embed = hk.BatchApply(torso.make_torso(self._spec, self._config.torso))
-        return [embed(timestep.observation), self._config.reward_scale * timestep.reward[..., None]]
+        return [embed(timestep.observation), self._config.reward_scale * previous.reward_input(timestep)]
 
     def _actor(self, timestep: TimeStep, before: Array, memory: ActorState) -> tuple[Array, Array, Any]:
         features, reward = self._events(timestep)
         core, state, first = recurrent.make_core(self._config.core), (), timestep.first()
         if core is not None:
-            taken = jnp.where(first[..., None], 0.0, self._policy.encode(before))
+            taken = previous.action_input(self._policy, before, timestep)
             features, state = jnp.concatenate([features, reward, taken], axis=-1), memory.core
         x, state = recurrent.unroll(core, features, first, state)
         return x, self._policy.mask(Head((), self._policy.size, "policy")(x), timestep.observation), state

@@ -4,66 +4,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from podracer.config import Preset
+from podracer.config import Preset, require
 from podracer.nets.recurrent import CoreConfig
 from podracer.nets.torso import TorsoConfig
+from podracer.ops.actor_critic import ActorCriticConfig
+from podracer.ops.sequence_q import SequenceConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class VTraceConfig:
-    """Of the actor-critic form, as in IMPALA.
+class QConfig(SequenceConfig):
+    """Of the form that learns action values from replay, as in R2D2. `burn_in + lookahead` is at most `unroll_length`."""
 
-    trace_decay: lambda of V-trace. value_cost, entropy_cost: weights beside a policy loss of weight 1. max_abs_reward: rewards
-    are clipped to it while learning. greedy_evaluation: evaluate with the most likely action.
-    """
-
-    trace_decay: float = 1.0
-    value_cost: float = 0.5
-    entropy_cost: float = 0.01
-    max_abs_reward: float = float("inf")
-    greedy_evaluation: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class QConfig:
-    """Of the form that learns action values from replay, as in R2D2.
-
-    burn_in: steps before the learned ones that only warm up the recurrent state; `burn_in + lookahead` is at most
-      `unroll_length`.
-    replay_share, replay_capacity (in unrolls), updates_per_unroll: see `podracer.agent.DataSpec`. priority_exponent: of replay
-      by the TD errors of `qm`. priority_mix: eta, how much the largest error of a sequence counts beside the mean.
-      importance_exponent: beta, of weights that are not normalised; 0 leaves them out.
-    return_steps: `n`. rescale: values are `h` of returns; see `podracer.ops.sequence_q`. target_period: updates between copies
-      to the target network.
-    epsilon, epsilon_alpha: an episode's share of random actions is `epsilon^(1 + epsilon_alpha u)`, `u` uniform in [0, 1].
-      evaluation_epsilon: the share in evaluation.
-    """
-
-    burn_in: int = 0
-    replay_share: float = 0.75
-    replay_capacity: int = 10_000
-    updates_per_unroll: int = 1
-    priority_exponent: float = 0.9
-    priority_mix: float = 0.9
     importance_exponent: float = 0.6
-    return_steps: int = 5
-    rescale: bool = True
-    target_period: int = 100
-    epsilon: float = 0.4
-    epsilon_alpha: float = 7.0
-    evaluation_epsilon: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("return_steps", "target_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("priority_mix", "epsilon", "evaluation_epsilon"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class HiMoConfig:
     """base: what HiMo is added to, `vtrace` (an actor-critic) or `r2d2` (action values from replay); `vtrace` and `q` are its
       settings.
 
@@ -84,7 +40,7 @@ class Config:
     """
 
     base: Literal["vtrace", "r2d2"] = "vtrace"
-    vtrace: VTraceConfig = VTraceConfig()
+    vtrace: ActorCriticConfig = ActorCriticConfig()
     q: QConfig = QConfig()
 
     torso: TorsoConfig = TorsoConfig()
@@ -112,16 +68,15 @@ class Config:
     max_gradient_norm: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.phi_size < 1 or self.lookahead < 0:
-            raise ValueError(f"phi_size must be at least 1 and lookahead at least 0, not {self.phi_size} and {self.lookahead}")
+        require(self, "phi_size", at_least=1)
+        require(self, "lookahead", at_least=0)
+        require(self, "discount", at_least=0, at_most=1)
         if self.base == "vtrace" and self.lookahead > self.unroll_length:
             raise ValueError(f"lookahead={self.lookahead} must be at most unroll_length, {self.unroll_length}")
         if self.base == "r2d2" and self.q.burn_in + self.lookahead > self.unroll_length:
             raise ValueError(
                 f"q.burn_in + lookahead = {self.q.burn_in + self.lookahead} must be at most unroll_length, {self.unroll_length}"
             )
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must lie in [0, 1], not {self.discount:g}")
 
 
 _PORTALS: Mapping[str, Any] = {

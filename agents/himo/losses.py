@@ -1,13 +1,14 @@
 """The losses of HiMo. Guez et al. 2020, sections 3 and 4, https://arxiv.org/abs/2002.08329."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from podracer.agents.himo.config import Config
+from podracer.agent import PRIORITY
+from podracer.agents.himo.config import HiMoConfig
 from podracer.agents.himo.networks import Networks
-from podracer.nets import policies, torso
+from podracer.nets import policies
 from podracer.ops import actor_critic, episodes, sequence_q
 from podracer.types import Array, Metrics, Params, TimeStep, Trajectory
 
@@ -48,7 +49,7 @@ class Hindsight(NamedTuple):
 def hindsight_losses(
     params: Params,
     networks: Networks,
-    config: Config,
+    config: HiMoConfig,
     timestep: TimeStep,
     hidden: Array,
     phi_hat: Array,
@@ -58,7 +59,7 @@ def hindsight_losses(
     """`L_v+` and `L_model` of the first `T` of `T' + 1` time steps.
 
     Gradients of the first flow into `phi` and the hindsight value alone, those of the second into the model `phi_hat` and,
-    through `hidden`, into what made it (but see `Config.stop_phi` and `stop_state`).
+    through `hidden`, into what made it (but see `HiMoConfig.stop_phi` and `stop_state`).
 
     Args:
       params, networks, config: the agent's.
@@ -85,12 +86,14 @@ def select(values: Array, action: Array | None) -> Array:
     return values[..., 0] if action is None else jnp.take_along_axis(values, action[..., None], axis=-1)[..., 0]
 
 
-def known_features(config: Config, phi_hat: Array) -> Array:
+def known_features(config: HiMoConfig, phi_hat: Array) -> Array:
     """`phi_hat` as value and policy read it: they learn from it, and it does not learn from them, but in the baseline."""
     return phi_hat if config.model_free else jax.lax.stop_gradient(phi_hat)
 
 
-def total(config: Config, base_loss: Array, found: Hindsight, weight: Array | float = 1.0) -> tuple[Array, dict[str, Array]]:
+def total(
+    config: HiMoConfig, base_loss: Array, found: Hindsight, weight: Array | float = 1.0
+) -> tuple[Array, dict[str, Array]]:
     """`base_loss + alpha L_v+ + beta L_model`, and metrics. weight: `[B]`, of columns."""
     hindsight_loss, model_loss = jnp.mean(weight * found.value_loss), jnp.mean(weight * found.model_loss)
     metrics = {
@@ -107,43 +110,34 @@ def vtrace_loss(
     params: Params,
     networks: Networks,
     policy: policies.Policy,
-    config: Config,
+    config: HiMoConfig,
     trajectory: Trajectory,
     hidden: Array,
-    entropy_cost: Array,
+    entropy_left: Array,
 ) -> tuple[Array, Metrics]:
     """The actor-critic form: V-trace targets for `vm` and `v+`, advantages from `vm` (Espeholt et al. 2018, section 4).
 
     Args:
       params, networks, policy, config: the agent's.
-      trajectory: `[T+1, B, ...]`. hidden: `[T+1, B, H]`. entropy_cost: `[]`.
+      trajectory: `[T+1, B, ...]`. hidden: `[T+1, B, H]`. entropy_left: `[]`, as in
+        `VTrace.total`.
     """
     timestep = trajectory.timestep
     phi_hat = networks.phi_hat(params, hidden)
     known = known_features(config, phi_hat)
     values = select(networks.value(params, hidden, known), None)
     parameters = policy.mask(networks.policy(params, hidden, known), timestep.observation)
-    of = config.vtrace
-    base = actor_critic.vtrace(
-        policy,
-        parameters,
-        values,
-        trajectory,
-        discount=config.discount,
-        trace_decay=of.trace_decay,
-        max_abs_reward=of.max_abs_reward,
-    )
-    base_loss = base.policy_loss + of.value_cost * base.value_loss - entropy_cost * base.entropy
+    base = actor_critic.vtrace(policy, parameters, values, trajectory, config.vtrace, config.discount)
+    base_loss, metrics = base.total(config.vtrace, entropy_left)
     found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:-1], base.target, None)
-    loss, metrics = total(config, base_loss, found)
-    named = {"policy_loss": base.policy_loss, "value_loss": base.value_loss, "entropy": base.entropy}
-    return loss, {"loss": loss, **named, **metrics}
+    loss, more = total(config, base_loss, found)
+    return loss, {**metrics, **more, "loss": loss}
 
 
 def q_loss(
     params: Params,
     networks: Networks,
-    config: Config,
+    config: HiMoConfig,
     trajectory: Trajectory,
     hidden: Array,
     target_q: Array,
@@ -158,24 +152,18 @@ def q_loss(
       target_q: `[T+k+1, B, A]`, of the target network. weight: `[B]`, of columns, or 1.
     """
     timestep, num_steps = trajectory.timestep, config.unroll_length
+    action = trajectory.actor_output.action
     phi_hat = networks.phi_hat(params, hidden)
     q = networks.value(params, hidden, known_features(config, phi_hat))
-    steps = episodes.transitions(timestep, config.discount)
-    legal_q = torso.mask_logits(q, timestep.observation)
-    targets = jax.vmap(sequence_q.double_q_targets, in_axes=(1, 1, 1, None, None), out_axes=1)(
-        steps, legal_q[1:], target_q[1:], config.q.return_steps, config.q.rescale
-    )
-    target, action, mask = jax.tree.map(lambda x: x[:num_steps], (targets, trajectory.actor_output.action, steps.mask_tm1))
-    error = sequence_q.td_errors(q[:num_steps], action, target, mask)
-    value_loss = 0.5 * jnp.mean(weight * jnp.square(error))
-    found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:num_steps], target, action)
+    base = sequence_q.double_q(config.q, config.discount, q, target_q, timestep, action, num_steps)
+    value_loss = 0.5 * jnp.mean(weight * jnp.square(base.error))
+    found = hindsight_losses(params, networks, config, timestep, hidden, phi_hat[:num_steps], base.target, action[:num_steps])
     loss, more = total(config, value_loss, found, weight)
-    metrics: dict[str, Any] = {
+    metrics = {
         "loss": loss,
         "value_loss": value_loss,
-        "value": episodes.masked_mean(jnp.max(legal_q[:num_steps], axis=-1), mask),
+        "value": episodes.masked_mean(base.value, base.mask),
         **more,
+        PRIORITY: base.priority,
     }
-    if config.q.replay_share and config.q.priority_exponent:
-        metrics["priority"] = sequence_q.sequence_priority(error, mask, config.q.priority_mix)
     return loss, metrics

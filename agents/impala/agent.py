@@ -3,38 +3,23 @@
 Espeholt et al. 2018 (https://arxiv.org/abs/1802.01561); also the agent of the figures of Hessel et al. 2021.
 """
 
-from collections.abc import Mapping
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
-from podracer.agent import Agent
-from podracer.agents.impala.config import Config as ImpalaConfig
-from podracer.agents.impala.config import presets
-from podracer.config import Preset
+from podracer.agent import Agent, EnvironmentSpec, Mode
+from podracer.agents.impala.config import PRESETS, ImpalaConfig
 from podracer.nets import policies, recurrent, torso
 from podracer.ops import actor_critic, optimizers
-from podracer.types import (
-    ActorOutput,
-    ActorState,
-    Array,
-    EnvironmentSpec,
-    Key,
-    Metrics,
-    Mode,
-    Params,
-    TimeStep,
-    TrainState,
-    Trajectory,
-)
+from podracer.types import ActorOutput, ActorState, Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
 
 
 class Impala(Agent[ImpalaConfig]):
     """V-trace actor-critic, feed-forward or recurrent."""
 
     Config = ImpalaConfig
+    presets = PRESETS
 
     def __init__(self, spec: EnvironmentSpec, config: ImpalaConfig):
         super().__init__(spec, config)
@@ -44,10 +29,6 @@ class Impala(Agent[ImpalaConfig]):
             raise ValueError(
                 "separate_value is for feed-forward agents: set agent.core.kind=none, or agent.separate_value=false"
             )
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        return presets()
 
     def _forward(self, timestep: TimeStep, state: ActorState) -> tuple[tuple[Array, Array], ActorState]:
         """Policy parameters `[T, B, P]` and values `[T, B]` for time steps `[T, B, ...]`, and the last recurrent state."""
@@ -69,31 +50,15 @@ class Impala(Agent[ImpalaConfig]):
         self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
     ) -> tuple[ActorOutput, ActorState]:
         (policy, _), actor_state = self._net.apply(params, jax.tree.map(lambda x: x[None], timestep), actor_state)
-        policy = policy[0]
         greedy = mode is Mode.EVALUATE and self.config.greedy_evaluation
-        action = self._policy.mode(policy) if greedy else jax.vmap(self._policy.sample)(policy, key)
-        return ActorOutput(action=action, log_prob=self._policy.log_prob(policy, action)), actor_state
+        action, log_prob = self._policy.choose(policy[0], key, greedy)
+        return ActorOutput(action=action, log_prob=log_prob), actor_state
 
     def loss(self, params: Params, train_state: TrainState, trajectory: Trajectory, key: Key) -> tuple[Array, Metrics]:
         config = self.config
         (policy, values), _ = self._net.apply(params, trajectory.timestep, trajectory.actor_state)
-        found = actor_critic.vtrace(
-            self._policy,
-            policy,
-            values,
-            trajectory,
-            discount=config.discount,
-            trace_decay=config.trace_decay,
-            max_abs_reward=config.max_abs_reward,
-        )
-        entropy_cost = config.entropy_cost * optimizers.remaining(train_state.num_updates, config.decay_updates)
-        loss = found.policy_loss + config.value_cost * found.value_loss - entropy_cost * found.entropy
-        metrics = {
-            "loss": loss,
-            "policy_loss": found.policy_loss,
-            "value_loss": found.value_loss,
-            "entropy": found.entropy,
-        }
+        found = actor_critic.vtrace(self._policy, policy, values, trajectory, config, config.discount)
+        loss, metrics = found.total(config, optimizers.remaining(train_state.num_updates, config.decay_updates))
         return config.loss_scale * loss, metrics
 
     def optimizer(self) -> optax.GradientTransformation:

@@ -1,64 +1,42 @@
 """Muesli as an Agent: acts with its target network, computes targets in `relabel`, learns in `loss`."""
 
-import functools
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from podracer.agent import Agent, DataSpec
-from podracer.agents.muesli.config import PRESETS
-from podracer.agents.muesli.config import Config as MuesliConfig
+from podracer.agent import Agent, EnvironmentSpec, Mode
+from podracer.agents.muesli.config import PRESETS, MuesliConfig
 from podracer.agents.muesli.losses import muesli_loss
-from podracer.agents.muesli.networks import Networks
+from podracer.agents.muesli.networks import make_networks
 from podracer.agents.muesli.policy import make_policy
 from podracer.agents.muesli.targets import compute_targets
-from podracer.config import Preset
 from podracer.nets import recurrent, torso
 from podracer.nets.heads import Bins
-from podracer.ops import moments
+from podracer.ops import moments, optimizers
 from podracer.search import ModelStep, Planner, Root
-from podracer.types import (
-    ActorOutput,
-    ActorState,
-    Array,
-    EnvironmentSpec,
-    Key,
-    Metrics,
-    Mode,
-    Params,
-    TimeStep,
-    TrainState,
-    Trajectory,
-)
+from podracer.types import ActorOutput, ActorState, Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
 
 
 class Muesli(Agent[MuesliConfig]):
     """Policy optimisation with a learned model and without search. Hessel et al. 2021, https://arxiv.org/abs/2104.06159."""
 
     Config = MuesliConfig
+    presets = PRESETS
 
     def __init__(self, spec: EnvironmentSpec, config: MuesliConfig):
         super().__init__(spec, config)
         self._policy = make_policy(spec, config)
         self._bins = Bins(config.bins)
-        self._networks = Networks(spec, config, self._policy.size, self._policy.encoded_size)
+        self._networks = make_networks(spec, config, self._policy)
         # Values belong to the player to move: where players alternate, the next value is the opponent's.
         self._q_discount = -config.discount if spec.num_players == 2 else config.discount
         searches = config.evaluation == "search"
         self._planner = Planner(self._policy, self._model_step, config.search) if searches else None
 
-    @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        return PRESETS
-
     def init(self, key: Key) -> TrainState:
         params = self._networks.init(key)
-        # A copy: a runtime donates the whole state, and no buffer can be donated twice.
-        target_params = jax.tree.map(jnp.copy, params)
-        return self.train_state(params, target_params=target_params, extra=moments.init_second_moment())
+        return self.train_state(params, target_params=params, extra=moments.init_second_moment())
 
     def initial_actor_state(self, batch_size: int) -> ActorState:
         return recurrent.initial_state(self.config.core, batch_size)
@@ -73,12 +51,11 @@ class Muesli(Agent[MuesliConfig]):
             root = Root(parameters, self._bins.scalar(prediction.value), self._networks.root(params, hidden))
             legal = torso.legal_actions(timestep.observation)
             action = self._planner(params, root, legal, key, explore=False).action
-        elif mode is Mode.EVALUATE and self.config.evaluation == "greedy":
-            action = self._policy.mode(parameters)
+            log_prob = self._policy.log_prob(parameters, action)
         else:
-            action = jax.vmap(self._policy.sample)(parameters, key)
-        output = ActorOutput(action=action, log_prob=self._policy.log_prob(parameters, action), logits=parameters)
-        return output, actor_state
+            greedy = mode is Mode.EVALUATE and self.config.evaluation == "greedy"
+            action, log_prob = self._policy.choose(parameters, key, greedy)
+        return ActorOutput(action=action, log_prob=log_prob, logits=parameters), actor_state
 
     def _model_step(self, params: Params, state: Any, action: Array, key: Key) -> ModelStep:
         """See `podracer.search.planner.Model`."""
@@ -116,21 +93,12 @@ class Muesli(Agent[MuesliConfig]):
         del num_updates
         return optax.incremental_update(params, target_params, self.config.target_rate)
 
-    def data_spec(self) -> DataSpec:
-        return DataSpec(self.config.unroll_length, self.config.replay_share, self.config.replay_capacity)
-
     def optimizer(self) -> optax.GradientTransformation:
-        return _optimizer(self.config)
-
-
-@functools.cache
-def _optimizer(config: MuesliConfig) -> optax.GradientTransformation:
-    """AdamW whose update is clipped coordinate by coordinate before it is scaled (Hessel et al. 2021, appendix F)."""
-    rate = config.learning_rate
-    schedule = optax.linear_schedule(rate, 0.0, config.decay_updates) if config.decay_updates else rate
-    return optax.chain(
-        optax.scale_by_adam(),
-        optax.clip(config.max_update),
-        optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_learning_rate(schedule),
-    )
+        """AdamW whose update is clipped coordinate by coordinate before it is scaled (Hessel et al. 2021, appendix F)."""
+        config = self.config
+        return optax.chain(
+            optax.scale_by_adam(),
+            optax.clip(config.max_update),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(optimizers.falling(config.learning_rate, config.decay_updates)),
+        )

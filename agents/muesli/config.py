@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from podracer.config import Preset
+from podracer.config import Preset, require
 from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import BinsConfig
 from podracer.nets.recurrent import CoreConfig
@@ -13,7 +13,7 @@ from podracer.search.config import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class MuesliConfig:
     """Muesli and the baselines that share its code.
 
     torso, core, dynamics, bins: networks. head_hidden: hidden widths of every head.
@@ -94,18 +94,11 @@ class Config:
         shares = (self.target_share, self.behaviour_share, self.uniform_share)
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"target_share, behaviour_share and uniform_share must sum to 1, not {sum(shares):g}")
-        if self.model_steps < 1:
-            raise ValueError(f"model_steps must be at least 1, not {self.model_steps}")
-        if self.cmpo_clip is not None and self.cmpo_clip <= 0:
-            raise ValueError(f"cmpo_clip must be positive, or None for no clip, not {self.cmpo_clip:g}")
-        for name in ("discount", "retrace_lambda", "variance_decay", "target_rate", "dynamics_gradient"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
-        for name in ("num_kl_samples", "num_q_samples", "decay_updates"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        if self.z_init <= 0:
-            raise ValueError(f"z_init must be positive, not {self.z_init:g}")
+        require(self, "model_steps", at_least=1)
+        require(self, "num_kl_samples", "num_q_samples", "decay_updates", at_least=0)
+        require(self, "cmpo_clip", "z_init", above=0)
+        probabilities = ("discount", "retrace_lambda", "variance_decay", "target_rate", "dynamics_gradient")
+        require(self, *probabilities, at_least=0, at_most=1)
 
 
 # Sizes for a CPU of two cores: narrow networks, few bins, all actions instead of samples.
@@ -165,7 +158,7 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
-    "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
+    "gymnasium/CartPole-v1": _CARTPOLE.also({"sebulba.sync": True}),
     # Many small gradient steps count for more here than replay does. Of the 18 actions only 6 differ.
     "atari_jax/pong": Preset(
         num_steps=18_000_000,

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from podracer.agents.muesli.config import Config
+from podracer.agents.muesli.config import MuesliConfig
 from podracer.agents.muesli.networks import Networks
 from podracer.agents.muesli.policy import Policy, PolicyTarget
 from podracer.agents.muesli.targets import Targets
@@ -17,7 +17,7 @@ from podracer.types import Array, Metrics, Params, Trajectory
 
 
 def muesli_loss(
-    params: Params, networks: Networks, policy: Policy, bins: Bins, config: Config, trajectory: Trajectory
+    params: Params, networks: Networks, policy: Policy, bins: Bins, config: MuesliConfig, trajectory: Trajectory
 ) -> tuple[Array, Metrics]:
     """Policy, model and value losses, `[]` float32. "Muesli", Hessel et al. 2021, eq. 9-13.
 
@@ -58,7 +58,7 @@ def muesli_loss(
     return loss, metrics
 
 
-def policy_losses(parameters: Array, policy: Policy, config: Config, trajectory: Trajectory) -> tuple[Array, Array]:
+def policy_losses(parameters: Array, policy: Policy, config: MuesliConfig, trajectory: Trajectory) -> tuple[Array, Array]:
     """The two terms of the policy loss at every time step.
 
     Args:
@@ -93,7 +93,7 @@ def policy_losses(parameters: Array, policy: Policy, config: Config, trajectory:
 
 
 def model_losses(
-    params: Params, networks: Networks, policy: Policy, bins: Bins, config: Config, hidden: Array, trajectory: Trajectory
+    params: Params, networks: Networks, policy: Policy, bins: Bins, config: MuesliConfig, hidden: Array, trajectory: Trajectory
 ) -> tuple[Array, Array, Array]:
     """Policy, value and reward losses of `K` steps of the model from every one of `T` time steps.
 

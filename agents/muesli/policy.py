@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from dm_env import specs
 
-from podracer.agents.muesli.config import Config
+from podracer.agents.muesli.config import MuesliConfig
 from podracer.nets import policies, torso
 from podracer.ops import cmpo
 from podracer.types import Array, EnvironmentSpec, Key
@@ -68,7 +68,7 @@ class Policy(policies.Policy):
 class Discrete(policies.Categorical, Policy):
     """Values of all actions come from the model at once; samples pick among them."""
 
-    def __init__(self, num_actions: int, config: Config):
+    def __init__(self, num_actions: int, config: MuesliConfig):
         super().__init__(num_actions)
         self._config = config
 
@@ -129,7 +129,7 @@ class Discrete(policies.Categorical, Policy):
 class Continuous(policies.SquashedGaussian, Policy):
     """Candidates are samples of the prior."""
 
-    def __init__(self, action: specs.Array, config: Config):
+    def __init__(self, action: specs.Array, config: MuesliConfig):
         # Of the distribution that Muesli's results so far are of; whether it gains from a limit was not tried.
         super().__init__(action, mean_limit=np.inf, min_std=0.01)
         if not (config.num_q_samples and config.num_kl_samples):
@@ -185,6 +185,6 @@ class Continuous(policies.SquashedGaussian, Policy):
         return -jnp.sum(target.weights * log_probs, axis=-1)
 
 
-def make_policy(spec: EnvironmentSpec, config: Config) -> Policy:
+def make_policy(spec: EnvironmentSpec, config: MuesliConfig) -> Policy:
     """The policy for the actions of `spec`. Raises ValueError where Muesli cannot serve them."""
     return Discrete(spec.num_actions, config) if spec.discrete else Continuous(spec.action, config)

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from podracer.agents.muesli.config import Config
+from podracer.agents.muesli.config import MuesliConfig
 from podracer.agents.muesli.networks import Networks
 from podracer.agents.muesli.policy import Policy, PolicyTarget
 from podracer.nets.heads import Bins
-from podracer.ops import episodes, moments, returns
+from podracer.ops import episodes, moments, returns, windows
 from podracer.types import Array, Key, Metrics, Params, Trajectory
 
 
@@ -37,7 +37,7 @@ def compute_targets(
     networks: Networks,
     policy: Policy,
     bins: Bins,
-    config: Config,
+    config: MuesliConfig,
     q_discount: float,
     second_moment: moments.SecondMoment,
     trajectory: Trajectory,
@@ -72,7 +72,7 @@ def compute_targets(
         reward, value = networks.model_q(params, networks.model_step(params, state, actions))
         return bins.scalar(reward) + q_discount * bins.scalar(value)
 
-    action = _pad_last(taken.action)
+    action = windows.pad_last(taken.action)
     q_candidates = q_values(candidates.encoded)
     if isinstance(candidates.actions, tuple):  # all actions are candidates
         q_taken = jnp.sum(q_candidates * policy.encode(action), axis=-1)
@@ -80,7 +80,7 @@ def compute_targets(
         q_taken = q_values(policy.encode(action)[:, :, None])[..., 0]
     expected_q = jnp.sum(q_candidates * candidates.value_weights, axis=-1)
     prior_log_prob = policy.prior_log_prob(prior, behaviour, timestep.observation, action)
-    rho = jnp.exp(prior_log_prob - _pad_last(taken.log_prob))
+    rho = jnp.exp(prior_log_prob - windows.pad_last(taken.log_prob))
 
     # V-trace is the same estimator with state values in the place of the model's q.
     v_t, q_t = (v_prior, v_prior) if config.returns == "vtrace" else (expected_q, q_taken)
@@ -88,7 +88,9 @@ def compute_targets(
     returns_t = jax.vmap(lambda s, q, v, r: returns.retrace_returns(s, q, v, r, lambda_), in_axes=1, out_axes=1)(
         steps, q_t, v_t, rho
     )
-    value = _value_targets(timestep, v_t, q_t, returns_t, rho, config)
+    followed = returns_t
+    if config.value_target == "corrected":
+        followed = returns.corrected_state_value(v_t[:-1], q_t[:-1], returns_t, rho[:-1])
     policy_return = q_taken[:-1] if config.returns == "model" else returns_t
     error = policy_return - v_prior[:-1]
     second_moment = moments.update_second_moment(second_moment, error, steps.mask_tm1, config.variance_decay, axis_name)
@@ -105,23 +107,8 @@ def compute_targets(
         advantage=scale * error,
         cmpo=policy.cmpo_target(candidates, q_advantage),
         q=q_advantage[:-1],
-        value=value,
+        value=returns.value_targets(timestep, v_t, followed),
         prior=prior,
         metrics=metrics,
     )
     return jax.lax.stop_gradient((targets, second_moment))
-
-
-def _value_targets(timestep: Any, v_t: Array, q_t: Array, returns_t: Array, rho: Array, config: Config) -> Array:
-    """`[T+1, B]`: returns where a transition follows, the target network's own value where none does, 0 at terminations."""
-    followed = returns_t
-    if config.value_target == "corrected":
-        followed = returns.corrected_state_value(v_t[:-1], q_t[:-1], returns_t, rho[:-1])
-    ends = timestep.last()
-    value = jnp.concatenate([jnp.where(ends[:-1], v_t[:-1], followed), v_t[-1:]])
-    return jnp.where(ends & (timestep.discount == 0), 0.0, value)
-
-
-def _pad_last(x: Array) -> Array:
-    """`[T, ...]` to `[T+1, ...]`; the entry that is added is never read."""
-    return jnp.concatenate([x, x[-1:]])

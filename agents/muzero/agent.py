@@ -1,7 +1,5 @@
 """MuZero as an Agent: searches while it acts, learns a model and towards what the searches found."""
 
-import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,32 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from podracer.agent import Agent, DataSpec
-from podracer.agents.muzero.config import PRESETS
-from podracer.agents.muzero.config import Config as MuZeroConfig
+from podracer.agent import Agent, EnvironmentSpec, Mode
+from podracer.agents.muzero.config import PRESETS, MuZeroConfig
 from podracer.agents.muzero.losses import muzero_loss
-from podracer.agents.muzero.networks import Networks
+from podracer.agents.muzero.networks import make_networks
 from podracer.agents.muzero.targets import make_targets
-from podracer.config import Preset
 from podracer.nets import history, policies, torso
 from podracer.nets.heads import Bins
+from podracer.ops import optimizers, windows
 from podracer.search import ModelStep, Planner, Root, Searched
 from podracer.search.config import SearchConfig
 from podracer.search.simulator import KEY, simulator_model
-from podracer.types import (
-    ActorOutput,
-    ActorState,
-    Array,
-    EnvironmentSpec,
-    Key,
-    Metrics,
-    Mode,
-    Params,
-    Struct,
-    TimeStep,
-    TrainState,
-    Trajectory,
-)
+from podracer.types import ActorOutput, ActorState, Array, Key, Metrics, Params, Struct, TimeStep, TrainState, Trajectory
 
 
 class MuZeroActorState(Struct):
@@ -64,12 +48,13 @@ class MuZero(Agent[MuZeroConfig]):
     """
 
     Config = MuZeroConfig
+    presets = PRESETS
 
     def __init__(self, spec: EnvironmentSpec, config: MuZeroConfig):
         super().__init__(spec, config)
         self._policy, self._bins = policies.make_policy(spec), Bins(config.bins)
         seen = history.stacked_spec(spec, config.history)
-        self._networks = Networks(seen, config, self._policy.size, self._policy.encoded_size)
+        self._networks = make_networks(seen, config, self._policy)
         # Values belong to the player to move: where players alternate, the next value is the opponent's.
         self._discount = -config.discount if spec.num_players == 2 else config.discount
         if self.needs_simulator(config) and (config.history.length > 1 or config.history.actions):
@@ -91,17 +76,12 @@ class MuZero(Agent[MuZeroConfig]):
         self._evaluation = self._planning(config.evaluation_search(), config.evaluation.model or config.model)
 
     @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        return PRESETS
-
-    @classmethod
     def needs_simulator(cls, config: MuZeroConfig) -> bool:
         return "simulator" in (config.model, config.evaluation.model)
 
     def init(self, key: Key) -> TrainState:
         params = self._networks.init(key)
-        # A copy: a runtime donates the whole state, and no buffer can be donated twice.
-        return self.train_state(params, target_params=jax.tree.map(jnp.copy, params))
+        return self.train_state(params, target_params=params)
 
     def initial_actor_state(self, batch_size: int) -> ActorState:
         return MuZeroActorState(
@@ -126,22 +106,18 @@ class MuZero(Agent[MuZeroConfig]):
             legal = torso.legal_actions(timestep.observation)
             return planning.planner(params.params, root, legal, key, explore=explore, temperature=temperature)
 
-        def from_prior(greedy: bool) -> tuple[Array, Array]:
-            action = self._policy.mode(policy) if greedy else jax.vmap(self._policy.sample)(policy, keys[:, 1])
-            return action, self._policy.log_prob(policy, action)
-
         if mode is Mode.EVALUATE:
             if config.evaluation.act == "search":
                 found = search(self._evaluation, keys[:, 0], explore=False)
                 output = _output(found, found.action, found.log_prob)
             else:
-                action, log_prob = from_prior(config.evaluation.act == "greedy")
+                action, log_prob = self._policy.choose(policy, keys[:, 1], config.evaluation.act == "greedy")
                 output = ActorOutput(action=action, log_prob=log_prob, value=value)
         else:
             temperature = self._temperature(params.num_updates, num_moves)
             found = search(self._targets, keys[:, 0], True, temperature)
             if config.acting == "prior":
-                action, log_prob = from_prior(greedy=False)
+                action, log_prob = self._policy.choose(policy, keys[:, 1])
             elif config.targets == "one_step":
                 full = search(self._full, keys[:, 2], True, temperature)
                 action, log_prob = full.action, full.log_prob
@@ -160,7 +136,7 @@ class MuZero(Agent[MuZeroConfig]):
         del axis_name
         config, taken, params = self.config, trajectory.actor_output, train_state.target_params
         stacked = self._stacked(trajectory)
-        weights, actions = jax.tree.map(_pad_last, (taken.search_weights, taken.search_actions))
+        weights, actions = jax.tree.map(windows.pad_last, (taken.search_weights, taken.search_actions))
         if config.bootstrap == "target":
             shape = trajectory.timestep.reward.shape
             value = self._predict(params, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked))[1].reshape(shape)
@@ -187,19 +163,17 @@ class MuZero(Agent[MuZeroConfig]):
     def update_target(self, params: Params, target_params: Params, num_updates: Array) -> Params:
         return optax.periodic_update(params, target_params, num_updates, self.config.target_period)
 
-    def data_spec(self) -> DataSpec:
-        config = self.config
-        return DataSpec(
-            unroll_length=config.unroll_length,
-            replay_share=config.replay_share,
-            replay_capacity=config.replay_capacity,
-            priority_exponent=config.priority_exponent if config.replay_share else 0.0,
-            updates_per_unroll=config.updates_per_unroll,
-            microbatch=config.microbatch,
-        )
-
     def optimizer(self) -> optax.GradientTransformation:
-        return _optimizer(self.config)
+        """SGD with momentum, as published, or Adam; decoupled weight decay, and a rate that falls as the config says."""
+        config = self.config
+        rate = optimizers.falling(config.learning_rate, config.decay_updates)
+        if config.decay_updates and config.decay != "linear":
+            steps = config.decay == "steps"
+            rate = optax.exponential_decay(config.learning_rate, config.decay_updates, 0.1, staircase=steps)
+        decay = optax.add_decayed_weights(config.weight_decay)
+        # Of SGD it is the published penalty on the norm, of Adam it is decoupled (AdamW).
+        parts = (decay, optax.trace(config.momentum)) if config.optimizer == "sgd" else (optax.scale_by_adam(), decay)
+        return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), *parts, optax.scale_by_learning_rate(rate))
 
     def _planning(self, config: SearchConfig, model: str) -> "_Planning":
         if model == "learned":
@@ -267,24 +241,3 @@ def _output(found: Searched, action: Array, log_prob: Array) -> ActorOutput:
     return ActorOutput(
         action=action, log_prob=log_prob, value=found.value, search_weights=found.weights, search_actions=found.actions
     )
-
-
-def _pad_last(x: Array) -> Array:
-    """`[T, ...]` to `[T+1, ...]`; the entry that is added is masked wherever no search fills it."""
-    return jnp.concatenate([x, x[-1:]])
-
-
-@functools.cache
-def _optimizer(config: MuZeroConfig) -> optax.GradientTransformation:
-    """SGD with momentum, as published, or Adam; decoupled weight decay, and a rate that falls as the config says."""
-    rate = config.learning_rate
-    schedule: Any = rate
-    if config.decay_updates:
-        if config.decay == "linear":
-            schedule = optax.linear_schedule(rate, 0.0, config.decay_updates)
-        else:
-            schedule = optax.exponential_decay(rate, config.decay_updates, 0.1, staircase=config.decay == "steps")
-    decay = optax.add_decayed_weights(config.weight_decay)
-    # Of SGD it is the published penalty on the norm, of Adam it is decoupled (AdamW).
-    parts = (decay, optax.trace(config.momentum)) if config.optimizer == "sgd" else (optax.scale_by_adam(), decay)
-    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), *parts, optax.scale_by_learning_rate(schedule))

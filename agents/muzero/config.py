@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from podracer.config import Preset
+from podracer.config import Preset, require
 from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import BinsConfig
 from podracer.nets.history import HistoryConfig
@@ -31,7 +31,7 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class MuZeroConfig:
     """MuZero and its relatives.
 
     network: `mlp`, a torso and a vector as the model's state, or `resnet`, planes (paper). torso, dynamics: of `mlp`.
@@ -108,14 +108,9 @@ class Config:
     max_gradient_norm: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("model_steps", "return_steps", "target_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("discount", "dynamics_gradient", "reanalyze_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
-        if not 0 <= self.replay_share < 1:
-            raise ValueError(f"replay_share must lie in [0, 1), not {self.replay_share:g}")
+        require(self, "model_steps", "return_steps", "target_period", at_least=1)
+        require(self, "discount", "dynamics_gradient", "reanalyze_share", at_least=0, at_most=1)
+        require(self, "replay_share", at_least=0, below=1)
 
     def one_step_search(self) -> SearchConfig:
         """The search of the same budget that looks one action ahead."""
@@ -246,7 +241,7 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
-    "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
+    "gymnasium/CartPole-v1": _CARTPOLE.also({"sebulba.sync": True}),
     # The first key, door and goal are found by looking ahead.
     "gridworld/key_door": Preset(num_steps=120_000, overrides=_MAZE),
     # A push too many cannot be undone, so a look at what follows is worth more than any one-step hunch.

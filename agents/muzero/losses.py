@@ -5,19 +5,26 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from podracer.agents.muzero.config import Config
+from podracer.agent import PRIORITY
+from podracer.agents.muzero.config import MuZeroConfig
 from podracer.agents.muzero.networks import Networks
 from podracer.agents.muzero.targets import Targets
 from podracer.nets.dynamics import unroll_model
 from podracer.nets.heads import Bins
 from podracer.nets.policies import Policy
-from podracer.ops import windows
+from podracer.ops import priorities, windows
 from podracer.ops.episodes import masked_mean, transitions
-from podracer.types import Array, Metrics, Params, TimeStep, Trajectory
+from podracer.types import Array, Metrics, Params, Trajectory
 
 
 def muzero_loss(
-    params: Params, networks: Networks, policy: Policy, bins: Bins, config: Config, observation: object, trajectory: Trajectory
+    params: Params,
+    networks: Networks,
+    policy: Policy,
+    bins: Bins,
+    config: MuZeroConfig,
+    observation: object,
+    trajectory: Trajectory,
 ) -> tuple[Array, Metrics]:
     """Policy, value and reward losses of `K` steps of the model from every one of `T` time steps, `[]` float32.
 
@@ -34,7 +41,7 @@ def muzero_loss(
     targets: Targets = trajectory.targets
     timestep, num_steps = trajectory.timestep, config.model_steps
     steps = transitions(timestep, config.discount)
-    weight = _importance(trajectory, config)
+    weight = priorities.importance_weight(trajectory, config.importance_exponent)
 
     state = networks.root(params, _flatten(jax.tree.map(lambda x: x[:-1], observation)))
     state = jax.tree.map(lambda x: x.reshape(*steps.r_t.shape, *x.shape[1:]), state)
@@ -74,17 +81,11 @@ def muzero_loss(
         + config.value_weight * (metrics["value_loss"] + metrics["model_value_loss"])
         + config.reward_weight * metrics["reward_loss"]
     )
-    metrics = {"loss": loss, **metrics, **targets.metrics}
-    if config.priority_exponent and config.replay_share:
-        metrics["priority"] = priorities(targets, timestep)
+    # Mean of `|nu_t - z_t|` over the transitions of each unroll (Schrittwieser et al. 2020, appendix G).
+    error = (targets.search_value - targets.value)[:-1]
+    priority = priorities.sequence_priority(error, steps.mask_tm1, mix=0.0)
+    metrics = {"loss": loss, **metrics, **targets.metrics, PRIORITY: priority}
     return loss, metrics
-
-
-def priorities(targets: Targets, timestep: TimeStep) -> Array:
-    """`[B]` float32: mean of `|nu_t - z_t|` over the transitions of each unroll. Schrittwieser et al. 2020, appendix G."""
-    mask = (~timestep.first()[1:]).astype(jnp.float32)
-    error = jnp.abs(targets.search_value - targets.value)[:-1]
-    return jnp.sum(error * mask, axis=0) / jnp.maximum(jnp.sum(mask, axis=0), 1.0)
 
 
 def _cross_entropy(policy: Policy, parameters: Array, weights: Array, actions: Array) -> Array:
@@ -94,12 +95,6 @@ def _cross_entropy(policy: Policy, parameters: Array, weights: Array, actions: A
     else:
         log_pi = policy.log_prob(jnp.expand_dims(parameters, -2), actions)
     return -jnp.sum(weights * log_pi, axis=-1)
-
-
-def _importance(trajectory: Trajectory, config: Config) -> Array:
-    if isinstance(trajectory.importance, tuple):
-        return jnp.float32(1)
-    return trajectory.importance**config.importance_exponent
 
 
 def _at(tree: Array) -> Array:

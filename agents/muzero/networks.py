@@ -1,15 +1,17 @@
 """The networks of MuZero: representation h, dynamics g and prediction f, as pure functions of one set of parameters."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from podracer.agents.muzero.config import Config
+from podracer.agents.muzero.config import MuZeroConfig
 from podracer.nets import resnet, torso
 from podracer.nets.dynamics import Dynamics
 from podracer.nets.heads import Head
+from podracer.nets.policies import Policy
 from podracer.types import Array, EnvironmentSpec, Key, Params
 
 
@@ -20,33 +22,43 @@ class Prediction(NamedTuple):
     value: Array
 
 
-class Networks:
-    """Pure functions; gradients flow through all of them. Model states are pytrees with leaves `[..., *state_shape]`."""
+class Networks(NamedTuple):
+    """Pure functions of one set of parameters; gradients flow through all. Model states are pytrees of `[..., *state_shape]`.
 
-    def __init__(self, spec: EnvironmentSpec, config: Config, policy_size: int, encoded_action_size: int):
-        """spec: with observations as the networks see them, their history included."""
-        self._spec, self._config = spec, config
-        self._policy_size, self._action_size = policy_size, encoded_action_size
-        self._transformed = hk.multi_transform(self._build)
+    init: `key` to fresh parameters.
+    root: h: observations `[B, ...]` to model states.
+    step: g, but for its reward: model states and encoded actions `[..., E]` to the states after them.
+    predict: f: model states to `Prediction`. reward: to reward logits `[..., bins]` of arriving there.
+    """
 
-    def _build(self) -> tuple[Any, tuple[Any, ...]]:
-        config, num_bins = self._config, self._config.bins.num_bins
+    init: Callable[[Key], Params]
+    root: Callable[..., Any]
+    step: Callable[..., Any]
+    predict: Callable[..., Prediction]
+    reward: Callable[..., Array]
+
+
+def make_networks(spec: EnvironmentSpec, config: MuZeroConfig, policy: Policy) -> Networks:
+    """The networks of `spec`, with observations as they see them, history included. All but `init` take parameters first."""
+
+    def build() -> tuple[Any, tuple[Any, ...]]:
+        num_bins = config.bins.num_bins
         if config.network == "resnet":
             represent: Any = _spatial(resnet.Representation(config.resnet))
-            dynamics: Any = resnet.SpatialDynamics(config.resnet, self._action_size)
+            dynamics: Any = resnet.SpatialDynamics(config.resnet, policy.encoded_size)
             features: Any = lambda state: state  # noqa: E731
 
             def head(size: int, name: str) -> Any:
                 return resnet.SpatialHead(config.resnet, config.head_hidden, size, name)
         else:
-            encode, latent = torso.make_torso(self._spec, config.torso), Dynamics(config.dynamics)
+            encode, latent = torso.make_torso(spec, config.torso), Dynamics(config.dynamics)
             represent, dynamics, features = lambda x: latent.root(encode(x)), latent, latent.features
 
             def head(size: int, name: str) -> Any:
                 return Head(config.head_hidden, size, name)
 
         policy_head, value_head, reward_head = (
-            head(self._policy_size, "policy"),
+            head(policy.size, "policy"),
             head(num_bins, "value"),
             head(num_bins, "reward"),
         )
@@ -75,31 +87,13 @@ class Networks:
 
         return init, (root, step, predict, reward)
 
-    def init(self, key: Key) -> Params:
-        """Fresh parameters."""
-        observation = torso.visible(self._spec.example((1,)).observation)
-        return self._transformed.init(key, observation, jnp.zeros((1, self._action_size)))
+    net = hk.without_apply_rng(hk.multi_transform(build))
 
-    def _apply(self, index: int, params: Params, *arguments: Any) -> Any:
-        return self._transformed.apply[index](params, None, *arguments)
+    def init(key: Key) -> Params:
+        observation = torso.visible(spec.example((1,)).observation)
+        return net.init(key, observation, jnp.zeros((1, policy.encoded_size)))
 
-    def root(self, params: Params, observation: Any) -> Any:
-        """h: observations `[B, ...]` to model states."""
-        return self._apply(0, params, observation)
-
-    def step(self, params: Params, state: Any, action: Array) -> Any:
-        """g, but for its reward: model states and encoded actions `[..., E]` to the states after them."""
-        return self._apply(1, params, state, action)
-
-    def predict(self, params: Params, state: Any) -> Prediction:
-        """f: policy and value of model states."""
-        prediction: Prediction = self._apply(2, params, state)
-        return prediction
-
-    def reward(self, params: Params, state: Any) -> Array:
-        """Reward logits `[..., bins]` of arriving at model states."""
-        logits: Array = self._apply(3, params, state)
-        return logits
+    return Networks(init, *net.apply)
 
 
 def _spatial(representation: Any) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from podracer.ops import episodes
+from podracer.ops.returns import value_targets
 from podracer.types import Array, Metrics, TimeStep
 
 
@@ -49,10 +50,8 @@ def make_targets(
     returns = jax.vmap(rlax.n_step_bootstrapped_returns, in_axes=(1, 1, 1, None, 1), out_axes=1)(
         steps.r_t, steps.discount_t, search_value[1:], num_steps, lambda_t
     )
-    ends = timestep.last()
-    value = jnp.concatenate([jnp.where(ends[:-1], search_value[:-1], returns), search_value[-1:]])
-    terminated = ends & (timestep.discount == 0)
-    value = jnp.where(terminated, 0.0, value)
+    value = value_targets(timestep, search_value, returns)
+    terminated = timestep.last() & (timestep.discount == 0)
     known = jnp.maximum(searched, terminated.astype(jnp.float32))
     known = known.at[:-1].set(1.0)
     error = jnp.abs(search_value - value)[:-1]

@@ -3,73 +3,46 @@
 "Learning to Navigate in Complex Environments", Mirowski et al. 2017, https://arxiv.org/abs/1611.03673.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import optax
 
-from podracer.agent import Agent
-from podracer.agents.nav.config import PRESETS
-from podracer.agents.nav.config import Config as NavConfig
+from podracer.agent import Agent, EnvironmentSpec, Mode
+from podracer.agents.nav.config import PRESETS, NavConfig
 from podracer.agents.nav.losses import auxiliary_losses
 from podracer.agents.nav.networks import PROBE, Outputs, initial_core, make_network
 from podracer.agents.nav.picture import draw
-from podracer.config import Preset
 from podracer.nets import policies, previous
 from podracer.ops import actor_critic, optimizers
-from podracer.types import (
-    ActorOutput,
-    ActorState,
-    Array,
-    EnvironmentSpec,
-    Key,
-    Metrics,
-    Mode,
-    Params,
-    Struct,
-    TimeStep,
-    TrainState,
-    Trajectory,
-)
-
-
-class NavActorState(Struct):
-    """core: states of the LSTMs. action: `[B, ...]`, the last one."""
-
-    core: Any
-    action: Any
+from podracer.types import ActorOutput, ActorState, Array, Key, Metrics, Params, TimeStep, TrainState, Trajectory
 
 
 class Nav(Agent[NavConfig]):
     """FF, LSTM, Nav, +D1, +D2 and +L of the paper, with V-trace. Labels come in `TimeStep.aux`, which only the loss reads."""
 
     Config = NavConfig
+    presets = PRESETS
 
     def __init__(self, spec: EnvironmentSpec, config: NavConfig):
         super().__init__(spec, config)
         self._policy = policies.make_policy(spec)
         self._net = make_network(spec, config, self._policy)
 
-    @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        return PRESETS
-
     def init(self, key: Key) -> TrainState:
         state = self.initial_actor_state(1)
         return self.train_state(self._net.init(key, self.spec.example((1, 1)), state.action[None], state.core))
 
     def initial_actor_state(self, batch_size: int) -> ActorState:
-        return NavActorState(core=initial_core(self.config, batch_size), action=previous.initial_action(self.spec, batch_size))
+        return previous.Memory(
+            core=initial_core(self.config, batch_size), action=previous.initial_action(self.spec, batch_size)
+        )
 
     def act(
         self, params: Params, actor_state: ActorState, timestep: TimeStep, key: Key, mode: Mode
     ) -> tuple[ActorOutput, ActorState]:
         outputs, core = self._look(params, actor_state, timestep)
         greedy = mode is Mode.EVALUATE and self.config.greedy_evaluation
-        action = self._policy.mode(outputs.policy) if greedy else jax.vmap(self._policy.sample)(outputs.policy, key)
-        output = ActorOutput(action=action, log_prob=self._policy.log_prob(outputs.policy, action))
-        return output, NavActorState(core=core, action=action)
+        action, log_prob = self._policy.choose(outputs.policy, key, greedy)
+        return ActorOutput(action=action, log_prob=log_prob), actor_state.replace(core=core, action=action)
 
     def played(self, actor_state: ActorState, action: Array) -> ActorState:
         return actor_state.replace(action=action)
@@ -79,23 +52,13 @@ class Nav(Agent[NavConfig]):
         config, state = self.config, trajectory.actor_state
         action_tm1 = previous.unroll(state.action, trajectory.actor_output.action)
         outputs, _ = self._net.apply(params, trajectory.timestep, action_tm1, state.core)
-        found = actor_critic.vtrace(
-            self._policy,
-            outputs.policy,
-            outputs.value,
-            trajectory,
-            discount=config.discount,
-            trace_decay=config.trace_decay,
-            max_abs_reward=config.max_abs_reward,
-        )
-        entropy_cost = config.entropy_cost * optimizers.remaining(train_state.num_updates, config.decay_updates)
-        loss = found.policy_loss + config.value_cost * found.value_loss - entropy_cost * found.entropy
-        losses, metrics = auxiliary_losses(outputs, trajectory.timestep.aux, config.depth_power)
+        found = actor_critic.vtrace(self._policy, outputs.policy, outputs.value, trajectory, config, config.discount)
+        loss, metrics = found.total(config, optimizers.remaining(train_state.num_updates, config.decay_updates))
+        losses, more = auxiliary_losses(outputs, trajectory.timestep.aux, config.depth_power)
         for name, beta in (("d1", config.beta_d1), ("d2", config.beta_d2), ("loop", config.beta_l)):
             if name in losses:
                 loss += beta * losses[name]
-        named = {"policy_loss": found.policy_loss, "value_loss": found.value_loss, "entropy": found.entropy}
-        return config.loss_scale * loss + losses.get("position", 0.0), {"loss": loss, **named, **metrics}
+        return config.loss_scale * loss + losses.get("position", 0.0), {**metrics, **more, "loss": loss}
 
     def picture(self, params: Params, actor_state: ActorState, timestep: TimeStep) -> Array | None:
         outputs, _ = self._look(params, actor_state, timestep.unlabelled())

@@ -4,13 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from podracer.config import Preset
+from podracer.config import Preset, require
 from podracer.nets.torso import TorsoConfig
+from podracer.ops.actor_critic import ActorCriticConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """memory: `none` (FF of the paper); `lstm`: one LSTM, which sees what the encoder saw; `stacked`: Nav, two LSTMs that also
+class NavConfig(ActorCriticConfig):
+    """Beside the settings of `ActorCriticConfig`:
+
+    memory: `none` (FF of the paper); `lstm`: one LSTM, which sees what the encoder saw; `stacked`: Nav, two LSTMs that also
       see the previous reward (the first), the velocity where it is observed and the previous action (the second).
     torso: the encoder. It sees every part of the observation but `velocity`. reward_lstm: width of the first of two LSTMs.
       lstm: width of the only or the second one.
@@ -18,15 +21,14 @@ class Config:
     beta_d1, beta_d2, beta_l: weights, beside a policy loss of weight 1, of predicting depth from the encoder's features, depth
       from the memory, and loop closure from the memory; 0 leaves a head out. Depth losses are means over pixels.
     depth: 8 classes for each pixel, or regression with half the squared error. depth_power: depth `d` counts as
-      `d ** depth_power`. depth_hidden: hidden widths of a head of depth.
+      `d ** depth_power`; the paper's 10 is for a depth that is near 1 almost everywhere, and of one in proportion to distance,
+      such as that of our mazes, it would leave nothing to tell. depth_hidden: hidden widths of a head of depth.
     probe: also learn to tell the position linearly from the memory, where the environment labels it; its gradients go into the
       probe alone, with a step size of its own, probe_learning_rate.
 
-    unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own. trace_decay: lambda of
-      V-trace. value_cost, entropy_cost: weights. loss_scale: of the whole; the paper sums over time where we take the mean.
-      max_abs_reward: rewards are clipped to it while learning. optimizer, learning_rate, epsilon, max_gradient_norm.
-      decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them. greedy_evaluation:
-      evaluate with the most likely action.
+    unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own. loss_scale: of
+      the whole; the paper sums over time where we take the mean. optimizer, learning_rate, epsilon, max_gradient_norm.
+      decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them.
     """
 
     memory: Literal["none", "lstm", "stacked"] = "stacked"
@@ -38,7 +40,7 @@ class Config:
     beta_d2: float = 0.0
     beta_l: float = 0.0
     depth: Literal["classification", "regression"] = "classification"
-    depth_power: float = 10.0
+    depth_power: float = 1.0
     depth_hidden: tuple[int, ...] = (128,)
     probe: bool = True
     probe_learning_rate: float = 3e-3
@@ -46,24 +48,19 @@ class Config:
     unroll_length: int = 50
     microbatch: int = 0
     discount: float = 0.99
-    trace_decay: float = 1.0
-    value_cost: float = 0.5
     entropy_cost: float = 1e-3
     loss_scale: float = 1.0
-    max_abs_reward: float = float("inf")
     optimizer: Literal["adam", "rmsprop"] = "adam"
     learning_rate: float = 5e-4
     epsilon: float = 1e-5
     decay_updates: int = 0
     max_gradient_norm: float = 40.0
-    greedy_evaluation: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("beta_d1", "beta_d2", "beta_l"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name):g}")
-        if self.depth_power <= 0:
-            raise ValueError(f"depth_power must be above 0, not {self.depth_power:g}")
+        super().__post_init__()
+        require(self, "beta_d1", "beta_d2", "beta_l", at_least=0)
+        require(self, "depth_power", above=0)
+        require(self, "discount", at_least=0, at_most=1)
 
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -78,9 +75,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The agents of the paper (figure 2) and its ablation, as settings over a preset that leaves these alone."""
 
-# Depth to the power 10 is for a depth that is near 1 almost everywhere. Ours is proportional to distance: to the power 10, and
-# with the mazes' own max_depth, all pixels would be in the first band and there would be nothing to tell.
-_DEPTH: Mapping[str, Any] = {"env.max_depth": 3.0, "agent.depth_power": 1.0}
+# With the mazes' own max_depth few pixels would leave the first bands.
+_DEPTH: Mapping[str, Any] = {"env.max_depth": 3.0}
 _SMALL: Mapping[str, Any] = {
     **_DEPTH,
     "env.maze": "mini",

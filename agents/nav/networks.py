@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from dm_env import specs
 
-from podracer.agents.nav.config import Config
+from podracer.agents.nav.config import NavConfig
 from podracer.agents.nav.losses import NUM_CLASSES
 from podracer.nets import policies, previous, recurrent, torso
 from podracer.nets.heads import Head
@@ -36,12 +36,12 @@ class Outputs(NamedTuple):
     position: Any
 
 
-def initial_core(config: Config, batch_size: int) -> ActorState:
+def initial_core(config: NavConfig, batch_size: int) -> ActorState:
     """State of the memory before an episode: zeros, leaves `[B, size]`. One entry for each LSTM."""
     return tuple(recurrent.initial_state(core, batch_size) for core in _cores(config))
 
 
-def make_network(spec: EnvironmentSpec, config: Config, policy: policies.Policy) -> hk.Transformed:
+def make_network(spec: EnvironmentSpec, config: NavConfig, policy: policies.Policy) -> hk.Transformed:
     """The network of an unroll.
 
     Returns:
@@ -116,7 +116,7 @@ def _has_velocity(observation: Any) -> bool:
     return isinstance(observation, Mapping) and "velocity" in observation
 
 
-def _cores(config: Config) -> tuple[CoreConfig, ...]:
+def _cores(config: NavConfig) -> tuple[CoreConfig, ...]:
     sizes = {"none": (), "lstm": (config.lstm,), "stacked": (config.reward_lstm, config.lstm)}[config.memory]
     return tuple(CoreConfig(kind="lstm", size=size) for size in sizes)
 

@@ -4,26 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from podracer.config import Preset
+from podracer.config import Preset, require
 from podracer.nets.recurrent import CoreConfig
 from podracer.nets.torso import TorsoConfig
+from podracer.ops.sequence_q import SequenceConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """torso, core: networks. head_hidden: hidden widths of the heads. dueling: values are `V + A - mean A`.
+class R2D2Config(SequenceConfig):
+    """Beside the settings of `SequenceConfig`:
 
-    unroll_length: `T`, steps of a sequence that are learned. burn_in: steps before them, at most `T`, that only warm up the
-      recurrent state.
-    replay_share, replay_capacity (in unrolls), updates_per_unroll, microbatch: see `podracer.agent.DataSpec`.
-    priority_exponent: alpha, of replay by TD errors. priority_mix: eta, how much the largest error of a sequence counts in its
-      priority beside the mean. importance_exponent: beta, of weights that are not normalised; 0 leaves them out, as the paper
-      does.
+    torso, core: networks. head_hidden: hidden widths of the heads. dueling: values are `V + A - mean A`.
 
-    discount: the agent's own. return_steps: `n`. rescale: values are `h` of returns; see `podracer.ops.sequence_q`.
-    target_period: updates between copies to the target network.
-    epsilon, epsilon_alpha: an episode's share of random actions is `epsilon^(1 + epsilon_alpha u)`, `u` uniform in [0, 1].
-    evaluation_epsilon: the share in evaluation.
+    unroll_length: `T`, steps of a sequence that are learned. microbatch: see `podracer.agent.DataSpec`. discount: the agent's
+      own.
 
     learning_rate, adam_epsilon: of Adam; the rate falls linearly to 0 over decay_updates updates (0: constant).
     max_gradient_norm: of the loss, which is a sum over time and a mean over sequences.
@@ -35,22 +29,8 @@ class Config:
     dueling: bool = True
 
     unroll_length: int = 40
-    burn_in: int = 0
-    replay_share: float = 0.75
-    replay_capacity: int = 10_000
-    updates_per_unroll: int = 1
     microbatch: int = 0
-    priority_exponent: float = 0.9
-    priority_mix: float = 0.9
-    importance_exponent: float = 0.0
-
     discount: float = 0.997
-    return_steps: int = 5
-    rescale: bool = True
-    target_period: int = 100
-    epsilon: float = 0.4
-    epsilon_alpha: float = 7.0
-    evaluation_epsilon: float = 0.0
 
     learning_rate: float = 1e-3
     adam_epsilon: float = 1e-3
@@ -58,12 +38,8 @@ class Config:
     max_gradient_norm: float = 40.0
 
     def __post_init__(self) -> None:
-        for name in ("return_steps", "target_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("discount", "priority_mix", "epsilon", "evaluation_epsilon"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name):g}")
+        super().__post_init__()
+        require(self, "discount", at_least=0, at_most=1)
 
 
 # Everything is observed, so there is no core.
@@ -108,7 +84,7 @@ PRESETS: Mapping[str, Preset] = {
         },
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
-    "gymnasium/CartPole-v1": Preset(_CARTPOLE.num_steps, {**_CARTPOLE.overrides, "sebulba.sync": True}),
+    "gymnasium/CartPole-v1": _CARTPOLE.also({"sebulba.sync": True}),
     # An unroll begins in the corridor and needs what was seen before it.
     "gridworld/tmaze": Preset(
         num_steps=400_000,

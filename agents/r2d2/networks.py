@@ -3,13 +3,13 @@
 import haiku as hk
 import jax.numpy as jnp
 
-from podracer.agents.r2d2.config import Config
+from podracer.agents.r2d2.config import R2D2Config
 from podracer.nets import policies, previous, recurrent, torso
 from podracer.nets.heads import Head
 from podracer.types import ActorState, Array, EnvironmentSpec, TimeStep
 
 
-def make_network(spec: EnvironmentSpec, config: Config) -> hk.Transformed:
+def make_network(spec: EnvironmentSpec, config: R2D2Config) -> hk.Transformed:
     """Action values of an unroll.
 
     Raises:
@@ -23,15 +23,10 @@ def make_network(spec: EnvironmentSpec, config: Config) -> hk.Transformed:
     policy = policies.Categorical(spec.num_actions)
 
     def forward(timestep: TimeStep, action_tm1: Array, state: ActorState) -> tuple[Array, ActorState]:
-        embed = hk.BatchApply(torso.make_torso(spec, config.torso))
-        # The squashing keeps rewards of any scale from drowning the other inputs.
-        seen = (
-            embed(timestep.observation),
-            previous.action_input(policy, action_tm1, timestep),
-            jnp.tanh(previous.reward_input(timestep)),
-        )
+        features = hk.BatchApply(torso.make_torso(spec, config.torso))(timestep.observation)
+        before = previous.action_and_reward_input(policy, action_tm1, timestep)
         core = recurrent.make_core(config.core)
-        features, state = recurrent.unroll(core, jnp.concatenate(seen, axis=-1), timestep.first(), state)
+        features, state = recurrent.unroll(core, jnp.concatenate([features, before], axis=-1), timestep.first(), state)
         advantage = Head(config.head_hidden, policy.size, "advantage")(features)
         if not config.dueling:
             return advantage, state

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from podracer.config import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -30,9 +32,7 @@ class Config:
     max_frames: int = 108_000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.repeat_action_probability <= 1:
-            raise ValueError(f"repeat_action_probability must be within 0..1, not {self.repeat_action_probability}")
-        if min(self.frame_skip, self.stack, self.image_height, self.image_width) < 1 or self.noop_max < 0:
-            raise ValueError("frame_skip, stack and the image's size must be at least 1, and noop_max at least 0")
-        if self.max_frames < self.frame_skip:
-            raise ValueError(f"max_frames must be at least frame_skip, which is {self.frame_skip}")
+        require(self, "repeat_action_probability", at_least=0, at_most=1)
+        require(self, "frame_skip", "stack", "image_height", "image_width", at_least=1)
+        require(self, "noop_max", at_least=0)
+        require(self, "max_frames", at_least=self.frame_skip)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from podracer.config import ConfigError
+from podracer.config import ConfigError, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,8 @@ class Config:
     observe_pending: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("largest", "num_feedback", "num_parallel", "num_objects", "length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("seed", "noise", "respawn"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, but is {getattr(self, name)}")
+        require(self, "largest", "num_feedback", "num_parallel", "num_objects", "length", at_least=1)
+        require(self, "seed", "noise", "respawn", at_least=0)
         if not self.num_parallel <= len(self.task_rewards):
             raise ConfigError(
                 f"num_parallel={self.num_parallel} is more than the {len(self.task_rewards)} tasks of task_rewards"

@@ -1,18 +1,17 @@
 """Settings of the suite `nav`. Imports no jax."""
 
 import dataclasses
+import math
 from typing import Literal
 
-from podracer.config import ConfigError
+from podracer.config import ConfigError, filled, require
 
-DEPTH_SHAPE = (4, 16)
-"""Rows and columns of the label `depth`."""
-DEPTH_BAND = 0.5
-"""Share of the view's height that the label `depth` covers, in the middle; it covers all of the width."""
 TOUCH = 0.5
 """Squares between the agent and the centre of a fruit or goal that it takes."""
 APPLE, STRAWBERRY, GOAL = 1.0, 2.0, 10.0
 """Rewards."""
+ACTIONS = ((0, 0, -1), (0, 0, 1), (0, 1, 0), (0, -1, 0), (-1, 0, 0), (1, 0, 0), (0, 1, -1), (0, 1, 1))
+"""Turn left, turn right, forward, back, left, right, forward and left, forward and right: to the right, forward, turn right."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +28,8 @@ class NavConfig:
       it is no longer the task of the paper but its ablation.
 
     action_repeat: frames of an agent step. max_steps: agent steps of an episode; 0 for the maze's own.
-    speed, turn: squares and degrees a frame of an agent that moves as fast as it can; 0 for the maze's own. inertia: share of
-      its velocity that it keeps from one frame to the next (`ray_maze` alone).
+    speed, turn: squares (at most 0.4, for walls are 1 thick) and degrees a frame of an agent as fast as it can be; 0 for the
+      maze's own. inertia: share of its velocity that it keeps from one frame to the next (`ray_maze` alone).
     num_workers: processes of `vizdoom_maze`; 0 is one per core.
     """
 
@@ -60,29 +59,18 @@ class NavConfig:
             raise ConfigError(f"goal must be static or random, not {self.goal!r}")
         if self.new_maze and (self.goal == "static" or self.maze == "i_maze"):
             raise ConfigError("new_maze draws a maze for every episode: set goal=random and maze=mini, small or large with it")
-        for name, least in (
-            ("maze_seed", 0),
-            ("num_apples", -1),
-            ("num_strawberries", -1),
-            ("height", 1),
-            ("width", 1),
-            ("max_depth", 0),
-            ("action_repeat", 1),
-            ("max_steps", 0),
-            ("speed", 0),
-            ("turn", 0),
-            ("num_workers", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.loops <= 1:
-            raise ConfigError(f"loops is a share, 0 to 1, not {self.loops}")
-        if not 0 <= self.inertia < 1:
-            raise ConfigError(f"inertia is a share, at least 0 and below 1, not {self.inertia}")
-        if not 10 <= self.fov <= 150:
-            raise ConfigError(f"fov must lie between 10 and 150 degrees, not {self.fov}")
-        if self.speed > 0.4:
-            raise ConfigError(f"speed must be at most 0.4 squares a frame, for walls are 1 thick, not {self.speed}")
+        require(self, "num_apples", "num_strawberries", at_least=-1)
+        require(self, "maze_seed", "max_depth", "max_steps", "turn", "num_workers", at_least=0)
+        require(self, "height", "width", "action_repeat", at_least=1)
+        require(self, "loops", at_least=0, at_most=1)
+        require(self, "inertia", at_least=0, below=1)
+        require(self, "fov", at_least=10, at_most=150)
+        require(self, "speed", at_least=0, at_most=0.4)
+
+    @property
+    def extent(self) -> float:
+        """Tangent of half the angle of the view."""
+        return math.tan(math.radians(self.fov) / 2)
 
     def resolved(self) -> "NavConfig":
         """With the maze's own values in the place of 0 and -1.
@@ -91,9 +79,9 @@ class NavConfig:
           ConfigError: there are more apples and strawberries than a maze of that size has room for.
         """
         own = dataclasses.asdict(PROTOCOLS[self.maze])
-        unset = {name: value for name, value in own.items() if getattr(self, name, None) == (-1 if "num_" in name else 0)}
-        config = dataclasses.replace(self, **unset)
-        num_fruit, room = config.num_apples + config.num_strawberries, own["room"]
+        _, room = own.pop("cells"), own.pop("room")
+        config = filled(self, own)
+        num_fruit = config.num_apples + config.num_strawberries
         if num_fruit > room:
             raise ConfigError(f"maze={self.maze} has room for {room} apples and strawberries, not {num_fruit}")
         return config

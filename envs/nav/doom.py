@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from podracer.envs.nav import doom_wad
+from podracer.envs.nav.camera import spread
 from podracer.envs.nav.doom_wad import SQUARE, Kind
 
 _SETTLE = 8
@@ -112,7 +113,7 @@ class Doom:
             wad = os.path.join(folder, "mazes.wad")
             doom_wad.write(wad, mazes, things)
             game.set_doom_scenario_path(wad)
-            game.set_vizdoom_path(_mortal(os.path.join(os.path.dirname(vizdoom.__file__), "vizdoom"), folder))
+            game.set_vizdoom_path(_launcher(os.path.join(os.path.dirname(vizdoom.__file__), "vizdoom"), folder))
             game.set_doom_map("map01")
             game.init()
         for name in glob.glob(f"/dev/shm/ViZDoom*{game.get_instance_id()}"):
@@ -181,14 +182,14 @@ class Doom:
         self.game.close()
 
 
-def _mortal(program: str, folder: str) -> str:
-    """The path of a program that is `program`, but ends with the process that has started it, where the system can do that."""
+def _launcher(program: str, folder: str) -> str:
+    """The path of a script in `folder` that runs `program` there, for it makes a folder `_vizdoom` wherever it starts, which
+    fails if two do so at once. Where the system can do that, it ends with the process that has started it."""
     setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        return program
+    mortal = f"{shlex.quote(setpriv)} --pdeathsig KILL -- " if setpriv else ""
     path = os.path.join(folder, "vizdoom")
     with open(path, "w") as file:
-        file.write(f'#!/bin/sh\nexec {shlex.quote(setpriv)} --pdeathsig KILL -- {shlex.quote(program)} "$@"\n')
+        file.write(f'#!/bin/sh\ncd {shlex.quote(folder)} && exec {mortal}{shlex.quote(program)} "$@"\n')
     os.chmod(path, 0o700)
     return path
 
@@ -200,11 +201,6 @@ def _units(position: np.ndarray) -> tuple[int, int]:
 
 def _middle(size: int, part: int) -> slice:
     return slice((size - part) // 2, (size + part) // 2)
-
-
-def spread(count: int, extent: float) -> np.ndarray:
-    """Middles of `count` equal parts of [-extent, extent]."""
-    return extent * ((2 * np.arange(count) + 1) / count - 1)
 
 
 def _averages(size: int, count: int) -> np.ndarray:

@@ -4,12 +4,11 @@ Square `(row, column)` covers x from `column` to `column + 1` and y from `row` t
 column`. A maze of R x C cells has cells at odd rows and columns of its `2 R + 1` by `2 C + 1` squares, and walls between them.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from podracer.envs import spanning
 from podracer.envs.nav.config import PROTOCOLS
 
 
@@ -47,11 +46,11 @@ def fixed_things(layout: Layout, seed: int, num_fruit: int) -> Things:
 
 def num_noise(rows: int, columns: int) -> int:
     """How many uniform numbers a maze of so many cells needs."""
-    return 2 * len(_plan(rows, columns)[0])
+    return 2 * len(spanning.plan(rows, columns)[0])
 
 
 def drawn(noise: Any, rows: int, columns: int, loops: float, xp: Any) -> Layout:
-    """A maze in which all free squares are connected: a minimum spanning tree of the cells by Prim's algorithm, and loops.
+    """A maze in which all free squares are connected: a spanning tree of the cells, and loops.
 
     Args:
       noise: `[num_noise]` float32 in [0, 1): the same numbers give the same maze whatever `xp` is.
@@ -59,18 +58,9 @@ def drawn(noise: Any, rows: int, columns: int, loops: float, xp: Any) -> Layout:
       loops: share of the walls left by the tree that are opened.
       xp: `numpy` or `jax.numpy`.
     """
-    edges, edge_of = _plan(rows, columns)
-    num_edges, num_cells = len(edges), rows * columns
-    weight, coin = noise[:num_edges], noise[num_edges:]
-    first, second = xp.asarray(edges[:, 0]), xp.asarray(edges[:, 1])
-
-    def grow(carry: Any) -> Any:
-        seen, opened = carry
-        best = xp.argmax(xp.where(seen[first] != seen[second], weight, -1.0))
-        cell, edge = xp.arange(num_cells), xp.arange(num_edges)
-        return seen | (cell == first[best]) | (cell == second[best]), opened | (edge == best)
-
-    opened = _repeat(grow, num_cells - 1, (xp.arange(num_cells) == 0, xp.zeros(num_edges, bool)), xp)[1] | (coin < loops)
+    edges, edge_of = spanning.plan(rows, columns)
+    weight, coin = noise[: len(edges)], noise[len(edges) :]
+    opened = spanning.tree(weight, rows, columns, xp) | (coin < loops)
     cells = np.zeros(edge_of.shape, bool)
     cells[1::2, 1::2] = True
     free = xp.asarray(cells) | xp.concatenate([opened, xp.zeros(1, bool)])[edge_of]
@@ -108,29 +98,6 @@ def square_at(position: Any, num_columns: int, xp: Any) -> Any:
     """The number of the square around x and y `[..., 2]`: `[...]` int32."""
     index = xp.floor(position).astype(xp.int32)
     return index[..., 1] * num_columns + index[..., 0]
-
-
-@functools.cache
-def _plan(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells on both sides of each wall that may be opened, `[E, 2]`, and that wall's number at its square, else E."""
-    cells = np.arange(rows * columns).reshape(rows, columns)
-    right = np.stack([cells[:, :-1], cells[:, 1:]], axis=-1).reshape(-1, 2)
-    down = np.stack([cells[:-1], cells[1:]], axis=-1).reshape(-1, 2)
-    edges = np.concatenate([right, down])
-    edge_of = np.full((2 * rows + 1, 2 * columns + 1), len(edges))
-    edge_of[1::2, 2:-1:2] = np.arange(len(right)).reshape(rows, columns - 1)
-    edge_of[2:-1:2, 1::2] = np.arange(len(right), len(edges)).reshape(rows - 1, columns)
-    return edges, edge_of
-
-
-def _repeat(body: Callable[[Any], Any], times: int, carry: Any, xp: Any) -> Any:
-    if xp is not np:
-        import jax  # here, for worker processes do without it
-
-        return jax.lax.fori_loop(0, times, lambda _, x: body(x), carry)
-    for _ in range(times):
-        carry = body(carry)
-    return carry
 
 
 def _i_maze() -> Layout:

@@ -31,7 +31,7 @@ class Map(NamedTuple):
     goal: Any
     fruit: Any
     ripe: Any
-    worth: np.ndarray
+    worth: Any
     pose: Any
     history: History
 

@@ -14,15 +14,10 @@ from dm_env import specs
 
 from podracer import types
 from podracer.environment import JaxEnvironment, TimeLimit
-from podracer.envs.nav import loop_closure, mazes, picture, raycast
-from podracer.envs.nav.config import APPLE, DEPTH_BAND, DEPTH_SHAPE, GOAL, PROTOCOLS, STRAWBERRY, TOUCH, NavConfig
+from podracer.envs.nav import camera, loop_closure, mazes, picture, raycast
+from podracer.envs.nav.config import ACTIONS, APPLE, GOAL, PROTOCOLS, STRAWBERRY, TOUCH, NavConfig
 from podracer.types import Array, EnvironmentSpec, Key, TimeStep
 
-ACTIONS = np.array(
-    [[0, 0, -1], [0, 0, 1], [0, 1, 0], [0, -1, 0], [-1, 0, 0], [1, 0, 0], [0, 1, -1], [0, 1, 1]],
-    np.float32,
-)
-"""Turn left, turn right, forward, back, left, right, forward and left, forward and right: to the right, forward, turn right."""
 RADIUS = 0.25
 """Squares: half the side of the agent's body, which is a box that does not turn."""
 _GAP = 1e-3
@@ -72,7 +67,6 @@ class RayMaze(JaxEnvironment):
         self._kinds = np.array([0] + [1] * config.num_apples + [2] * config.num_strawberries, np.int32)
         self._worth = np.array([APPLE] * config.num_apples + [STRAWBERRY] * config.num_strawberries, np.float32)
         self._things = mazes.fixed_things(self._layout, config.maze_seed, len(self._worth))
-        self._extent = math.tan(math.radians(config.fov) / 2)
         picture_shape = (config.height, config.width)
         observation = {
             "rgb": specs.BoundedArray((*picture_shape, 3), np.uint8, 0, 255, name="rgb"),
@@ -85,7 +79,7 @@ class RayMaze(JaxEnvironment):
             observation=observation,
             action=specs.DiscreteArray(len(ACTIONS), name="move"),
             aux={
-                "depth": specs.BoundedArray(DEPTH_SHAPE, np.float32, 0.0, 1.0, name="depth"),
+                "depth": specs.BoundedArray(camera.DEPTH_SHAPE, np.float32, 0.0, 1.0, name="depth"),
                 "pose": specs.Array((3,), np.float32, name="pose"),
                 "position": specs.DiscreteArray(self._layout.walls.size, name="position"),
                 "loop_closure": specs.Array((), np.bool_, name="loop_closure"),
@@ -123,7 +117,7 @@ class RayMaze(JaxEnvironment):
         return state, types.restart(self._observe(state), aux=self._labels(state))
 
     def step(self, state: MazeState, action: Array, key: Key) -> tuple[MazeState, TimeStep]:
-        pose, velocity, moved = self._move(state, jnp.asarray(ACTIONS)[action])
+        pose, velocity, moved = self._move(state, jnp.asarray(ACTIONS, jnp.float32)[action])
         away = self._centre(state.fruit) - pose[:2]
         eaten = state.ripe & (jnp.sum(away**2, axis=-1) < TOUCH**2)
         found = jnp.sum((self._centre(state.goal) - pose[:2]) ** 2) < TOUCH**2
@@ -195,9 +189,9 @@ class RayMaze(JaxEnvironment):
         return raycast.Things(position=self._centre(squares), seen=jnp.append(True, state.ripe), kind=self._kinds)
 
     def _view(self, state: MazeState) -> tuple[Array, Array]:
-        config = self.config
-        camera = (state.pose[:2], state.pose[2], config.height, config.width, self._extent)
-        return raycast.view(state.grid, self._scene(state), state.look, *camera)
+        origin, heading, config = state.pose[:2], state.pose[2], self.config
+        size = config.height, config.width
+        return raycast.view(state.grid, self._scene(state), state.look, origin, heading, *size, config.extent)
 
     def _observe(self, state: MazeState) -> dict[str, Array]:
         rgb, depth = self._view(state)
@@ -209,8 +203,7 @@ class RayMaze(JaxEnvironment):
 
     def _labels(self, state: MazeState) -> dict[str, Array]:
         origin, heading = state.pose[:2], state.pose[2]
-        shape, extent = DEPTH_SHAPE, self._extent
-        depth = raycast.depth_band(state.grid, self._scene(state), origin, heading, shape, extent, DEPTH_BAND)
+        depth = raycast.depth_at(state.grid, self._scene(state), origin, heading, *camera.of_label(self.config.extent))
         return {
             "depth": self._scaled(depth),
             "pose": state.pose,

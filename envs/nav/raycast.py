@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from podracer.envs.nav.camera import spread
 from podracer.envs.nav.textures import APPLE, CEILING, FLOOR, GOAL, STRAWBERRY, TABLE, TEXELS, WALL_COLOURS, WALL_PATTERNS
 from podracer.types import Array
 
@@ -84,11 +85,6 @@ def axes(heading: Array) -> tuple[Array, Array]:
     return jnp.stack([cosine, sine]), jnp.stack([-sine, cosine])
 
 
-def spread(count: int, extent: float) -> np.ndarray:
-    """Middles of `count` equal parts of [-extent, extent]: `[count]` float32."""
-    return np.asarray(extent * ((2 * np.arange(count) + 1) / count - 1), np.float32)
-
-
 def cast(grid: Grid, origin: Array, directions: Array) -> tuple[Array, Array]:
     """Where rays from a free square hit the first wall.
 
@@ -158,11 +154,12 @@ def view(
     Returns:
       `[H, W, 3]` uint8, and squares along the axis of the view to what each pixel shows, `[H, W]` float32.
     """
-    directions = rays(heading, spread(width, extent))
-    columns = _columns(grid, things, look, origin, heading, directions, spread(width, extent))
+    samples = spread(width, extent)
+    directions = rays(heading, samples)
+    columns = _columns(grid, things, look, origin, heading, directions, samples)
     # A loop over stripes of rows, for XLA fuses what is no loop: it would cast a column's ray again for every pixel.
     stripes = next((n for n in range(2, height) if height % n == 0), height)
-    slopes = jnp.asarray(spread(height, extent)).reshape(stripes, -1, 1)
+    slopes = jnp.asarray(spread(height, extent), jnp.float32).reshape(stripes, -1, 1)
     rgb, depth = jax.lax.map(lambda slope: _paint(columns, slope, origin, directions), slopes)
     return rgb.reshape(height, width, 3), depth.reshape(height, width)
 
@@ -185,13 +182,15 @@ def _paint(columns: _Columns, slope: Array, origin: Array, directions: Array) ->
     return jax.lax.bitcast_convert_type(texel, jnp.uint8)[..., :3], depth
 
 
-def depth_band(
-    grid: Grid, things: Things, origin: Array, heading: Array, shape: tuple[int, int], extent: float, share: float
-) -> Array:
-    """As the second part of `view`, of the middle `share` of the view's height alone: `[*shape]` float32."""
-    samples = spread(shape[1], extent)
+def depth_at(grid: Grid, things: Things, origin: Array, heading: Array, slopes: np.ndarray, samples: np.ndarray) -> Array:
+    """As the second part of `view`, in the directions of tangents: `[H, W]` float32.
+
+    Args:
+      grid, things, origin, heading: as in `view`.
+      slopes: `[H]`, down is positive. samples: `[W]`, right is positive.
+    """
     columns = _columns(grid, things, jnp.uint32(0), origin, heading, rays(heading, samples), samples)
-    return _depth(columns, jnp.asarray(spread(shape[0], extent * share))[:, None])[0]
+    return _depth(columns, jnp.asarray(slopes, jnp.float32)[:, None])[0]
 
 
 def _columns(
@@ -209,7 +208,7 @@ def _columns(
     textures = jnp.asarray([kind.texture for kind in kinds], jnp.int32)
 
     def look_at(i: Array, nearest: _Thing) -> _Thing:
-        cut = (jnp.asarray(samples) * ahead[i] - beside[i]) / radius[i]
+        cut = (jnp.asarray(samples, jnp.float32) * ahead[i] - beside[i]) / radius[i]
         # Of several things one behind the other, a column shows the nearest alone.
         nearer = (jnp.abs(cut) < 1) & (distance[i] < jnp.minimum(wall, nearest.distance))
         this = _Thing(distance=distance[i], aside=cut, radius=radius[i], height=height[i], texture=textures[i])

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from podracer.envs.nav import camera, mazes
 from podracer.envs.nav import config as nav
-from podracer.envs.nav import mazes, picture
-from podracer.envs.nav.config import DEPTH_BAND, DEPTH_SHAPE, PROTOCOLS, TOUCH, NavConfig
-from podracer.envs.nav.doom import Doom, View, spread
+from podracer.envs.nav.config import ACTIONS, PROTOCOLS, TOUCH, NavConfig
+from podracer.envs.nav.doom import Doom, View
 from podracer.envs.nav.doom_wad import Kind
 from podracer.envs.nav.journey import Journey
 from podracer.workers import SingleEnvironment
@@ -16,8 +16,6 @@ from podracer.workers import SingleEnvironment
 APPLE, STRAWBERRY = Kind("NavApple", 20001, "RSKU", 0.75), Kind("NavStrawberry", 20002, "YSKU", 0.75)
 GOAL = Kind("NavGoal", 20003, "PINV")
 """A red skull, a yellow skull, and a green ball."""
-ACTIONS = ((0, 0, -1), (0, 0, 1), (0, 1, 0), (0, -1, 0), (-1, 0, 0), (1, 0, 0), (0, 1, -1), (0, 1, 1))
-"""As in `ray_maze`: to the right, forward, turn to the right."""
 _MAZES_PER_GAME = 32
 _GOAL = 0
 """The goal's number among the things of a map; fruit follows."""
@@ -37,7 +35,7 @@ class VizdoomMaze(SingleEnvironment):
         self._columns = self._layouts[0].walls.shape[1]
         self._view = view(config)
         self._doom = self._play()
-        self._journey = Journey(self._columns, config.max_steps)
+        self._journey = Journey(config, self._columns)
 
     def reset(self) -> Any:
         config, rng, num_fruit = self._config, self._rng, len(self._worth)
@@ -73,23 +71,14 @@ class VizdoomMaze(SingleEnvironment):
             for thing in np.flatnonzero(eaten):
                 self._doom.place(1 + int(thing), None)
         self._journey.arrive(self._doom.pose(), found)
-        return self._observe(), reward, 1.0, self._journey.steps == config.max_steps
+        return self._observe(), reward, 1.0, self._journey.ended
 
     def aux(self) -> Any:
-        return self._journey.labels(self._depth_label())
+        return self._journey.labels(self._depth_of_label())
 
     def render(self) -> np.ndarray:
-        journey = self._journey
-        chart = picture.Map(
-            walls=self._layout.walls,
-            goal=self._goal,
-            fruit=self._fruit,
-            ripe=self._ripe,
-            worth=self._worth,
-            pose=journey.pose,
-            history=journey.history,
-        )
-        return picture.compose(self._doom.rgb(), self._depth_label(), chart, journey.closed, np)
+        view, depth, walls = self._doom.rgb(), self._depth_of_label(), self._layout.walls
+        return self._journey.picture(view, depth, walls, self._goal, self._fruit, self._ripe, self._worth)
 
     def close(self) -> None:
         self._doom.close()
@@ -120,18 +109,10 @@ class VizdoomMaze(SingleEnvironment):
         self._doom.act(0.0, 0.0, 0.0, 1)
 
     def _observe(self) -> dict[str, Any]:
-        observation = {"rgb": self._doom.rgb(), "velocity": self._journey.velocity}
-        if self._config.depth_input:
-            observation["depth"] = self._scaled(self._doom.depth())[..., None]
-        return observation
+        return self._journey.observation(self._doom.rgb(), self._doom.depth)
 
-    def _depth_label(self) -> np.ndarray:
-        rows, columns = DEPTH_SHAPE
-        extent = math.tan(math.radians(self._config.fov) / 2)
-        return self._scaled(self._doom.depth_at(spread(rows, DEPTH_BAND * extent), spread(columns, extent)))
-
-    def _scaled(self, depth: np.ndarray) -> np.ndarray:
-        return np.minimum(depth / np.float32(self._config.max_depth), np.float32(1))
+    def _depth_of_label(self) -> np.ndarray:
+        return self._doom.depth_at(*camera.of_label(self._config.extent))
 
 
 def view(config: NavConfig) -> View:

@@ -12,6 +12,7 @@ import click
 
 from podracer.config import ConfigError
 from podracer.launch.options import Count, apply
+from podracer.launch.words import complain, one_line
 
 _FOLLOW_SECONDS = 0.5
 _STOP_SECONDS = 120.0
@@ -61,14 +62,15 @@ def take(options: dict[str, Any]) -> ClusterRequest:
     return ClusterRequest(**{field.name: options.pop(field.name) for field in dataclasses.fields(ClusterRequest)})
 
 
-def execute(job: Any, run_dir: Path, request: ClusterRequest, requests: Any) -> int:
-    """Runs the job of a run folder on its hosts; see `gang.Gang.run`, but GaveUp is a line and exit code 1.
+def execute(job: Any, preset: str, run_dir: Path, request: ClusterRequest, requests: Any) -> int:
+    """Makes the run folder of a job and runs it on its hosts; see `gang.Gang.run`, but GaveUp is a line and exit code 1.
 
     Raises:
       ConfigError: what was asked for cannot be. Stopped: asked to stop, and saved.
     """
     from podracer.launch.cluster.gang import Gang, GaveUp, Policy, actor_command, learner_command
     from podracer.launch.cluster.ray_places import OnRay
+    from podracer.launch.job import save_job
 
     run_dir = run_dir.absolute()
     listens = job.runtime == "sebulba" and job.sebulba.store == "reverb"
@@ -78,11 +80,12 @@ def execute(job: Any, run_dir: Path, request: ClusterRequest, requests: Any) -> 
     print(f"run folder {run_dir}; starting {'Ray' if request.ray_address is None else 'on ' + request.ray_address}", flush=True)
     places = OnRay(request.ray_address, job.num_hosts, resources, os.getcwd(), request.tpu or "")
     try:
+        save_job(run_dir, job, preset)
         actors = actor_command(max(job.sebulba.threads, 1)) if most else None
         command = learner_command(job.runtime, run_dir, listens)
         return Gang(places, policy, run_dir, command, actors, requests, lambda: _learner_wait(run_dir)).run()
     except GaveUp as error:
-        print(f"podracer: {error}", file=sys.stderr, flush=True)
+        complain(error)
         return 1
     finally:
         places.close()
@@ -124,7 +127,10 @@ def _learner_wait(run_dir: Path) -> float | None:
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False))
 def status(run_dir: Path) -> None:
-    """Say how a run on many hosts is: its processes, how far it is, and what was started again and why."""
+    """Say how a run on many hosts is.
+
+    Its processes, how far it is, and what was started again and why.
+    """
     from podracer.launch.cluster import record
     from podracer.metrics.log import read_rows
 
@@ -148,7 +154,10 @@ def status(run_dir: Path) -> None:
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False))
 def stop(run_dir: Path) -> None:
-    """Let a run on many hosts save and end, from any host that sees its folder."""
+    """Let a run on many hosts save and end.
+
+    From any host that sees its folder.
+    """
     from podracer.launch.cluster import record
 
     state = record.read(run_dir)
@@ -170,12 +179,14 @@ def stop(run_dir: Path) -> None:
 @click.option("--process", metavar="NAME", help="One alone, for example learner-1 or actor-0.  [default: all]")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run ends.")
 def logs(run_dir: Path, process: str | None, follow: bool) -> None:
-    """Print what the processes of a run on many hosts have written."""
+    """Print what a run on many hosts has written."""
     from podracer.launch.cluster import record
 
     found = record.logs(run_dir)
+    if not found:
+        raise ConfigError(f"{run_dir} holds no run on several hosts: it has no logs in cluster/")
     if process is not None and process not in found:
-        raise ConfigError(f"{run_dir} has no log of {process}; there are {', '.join(found) or 'none'}")
+        raise ConfigError(f"{run_dir} has no log of {process}; there are {', '.join(found)}")
     places: dict[str, int] = {}
     while True:
         state = record.read(run_dir)
@@ -198,7 +209,9 @@ def logs(run_dir: Path, process: str | None, follow: bool) -> None:
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Show what the job writes until it ends.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def submit(ray_address: str, working_dir: str | None, wait: bool, command: tuple[str, ...]) -> None:
-    """Let a cluster run a command by itself, as a Ray job: it goes on when this terminal closes.
+    """Let a cluster run a job by itself, through Ray Jobs.
+
+    It goes on when this terminal closes.
 
     \b
     Example:
@@ -226,7 +239,7 @@ def submit(ray_address: str, working_dir: str | None, wait: bool, command: tuple
             runtime_env={"working_dir": working_dir} if working_dir else {},
         )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ConfigError(f"--ray-address {ray_address}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"--ray-address {ray_address}: {one_line(error, 400)}") from error
     print(f"job {job}: podracer status, logs and stop take its run folder", flush=True)
     told = 0
     while wait:

@@ -18,6 +18,7 @@ from podracer.launch.cluster.places import NoRoom, Places, Seat, SeatLost
 from podracer.launch.cluster.processes import Report
 from podracer.launch.cluster.record import Record
 from podracer.launch.signals import Stopped, StopRequests
+from podracer.launch.words import one_line
 
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 5.0
@@ -387,7 +388,7 @@ def _lateness(report: Report) -> int:
 def _last_words(tail: Sequence[str]) -> str:
     """The last line that says something, `: text`, or nothing."""
     said = [line for line in tail if line.strip() and not line.startswith((" ", "[Gloo]"))]
-    return f": {' '.join(said[-1].split())[:300]}" if said else ""
+    return f": {one_line(said[-1], 300)}" if said else ""
 
 
 def learner_command(runtime: str, run_dir: Path, listen: bool) -> Callable[[str], list[str]]:

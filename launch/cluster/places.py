@@ -72,22 +72,6 @@ class Places(abc.ABC):
         """Gives everything back."""
 
 
-class Here(Places):
-    """All seats on this machine, without Ray."""
-
-    def __init__(self, folder: str):
-        self._folder = folder
-
-    def seats(self, count: int) -> list[Seat]:
-        return [LocalSeat(self._folder) for _ in range(count)]
-
-    def spare(self) -> Seat:
-        return LocalSeat(self._folder)
-
-    def close(self) -> None:
-        pass
-
-
 class LocalSeat(Seat):
     """A seat on this machine; processes start in `folder`."""
 

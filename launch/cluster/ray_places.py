@@ -13,12 +13,13 @@ from typing import Any
 
 from podracer.config import ConfigError
 from podracer.launch.cluster.local_ray import LocalRay
-from podracer.launch.cluster.places import NoRoom, Places, Seat, SeatLost
-from podracer.launch.cluster.processes import Processes, Report, free_port
+from podracer.launch.cluster.places import LocalSeat, NoRoom, Places, Seat, SeatLost
+from podracer.launch.cluster.processes import Report
+from podracer.launch.words import one_line
 
 _CALL_SECONDS = 30.0
 _PATIENCE_SECONDS = 15.0
-_FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_")  # variables of the launcher that its processes get too
+_FORWARDED = ("PODRACER_", "XLA_", "JAX_", "LIBTPU_", "TPU_", "WANDB_")  # variables of the launcher that its processes get too
 
 
 def authenticate(address: str | None) -> None:
@@ -64,7 +65,7 @@ class OnRay(Places):
             ray.init(address=address, namespace="podracer", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             self.close()
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 400)
             hint = "; RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN must hold the cluster's token" if "token" in reason.lower() else ""
             raise ConfigError(f"--ray-address {address}: {reason}{hint}") from error
         self._agent = ray.remote(_Agent)
@@ -73,8 +74,7 @@ class OnRay(Places):
         """See `Places`."""
         self._replace_nodes()
         group = self._reserve(count)
-        address = "127.0.0.1" if self._cluster else ""
-        seats = [RaySeat(self._ray, self._make(group, index), address) for index in range(count)]
+        seats = [RaySeat(self._ray, self._make(group, index)) for index in range(count)]
         try:
             for seat in seats:
                 seat.wait()
@@ -87,8 +87,8 @@ class OnRay(Places):
     def spare(self) -> Seat:
         """See `Places`."""
         # Asked for until it is there: what waits in Ray is what makes a cluster grow.
-        agent = self._agent.options(num_cpus=1, scheduling_strategy="SPREAD").remote(self._folder)
-        return RaySeat(self._ray, agent, "127.0.0.1" if self._cluster else "")
+        agent = self._agent.options(num_cpus=1, scheduling_strategy="SPREAD").remote(self._folder, self._loopback)
+        return RaySeat(self._ray, agent)
 
     def close(self) -> None:
         """See `Places`."""
@@ -109,7 +109,11 @@ class OnRay(Places):
         wanted = dict(self._bundle())
         cpus, gpus = wanted.pop("CPU", 0), wanted.pop("GPU", 0)
         options = {"num_cpus": cpus, "num_gpus": gpus, "resources": wanted or None, "scheduling_strategy": where}
-        return self._agent.options(**options).remote(self._folder)
+        return self._agent.options(**options).remote(self._folder, self._loopback)
+
+    @property
+    def _loopback(self) -> bool:
+        return self._cluster is not None
 
     def _bundle(self) -> Mapping[str, float]:
         if self._slice is None:
@@ -139,7 +143,7 @@ class OnRay(Places):
         try:
             found = SlicePlacementGroup(topology, version, head_reservation_timeout_s=_PATIENCE_SECONDS)
         except ValueError as error:
-            raise ConfigError(f"--tpu {self._tpu}: {' '.join(str(error).split())[:200]}") from error
+            raise ConfigError(f"--tpu {self._tpu}: {one_line(error, 200)}") from error
         except (RuntimeError, TimeoutError) as error:
             raise NoRoom(f"the cluster has no free TPU slice {self._tpu}") from error
         if self._slice is not None:
@@ -172,11 +176,10 @@ class OnRay(Places):
 
 
 class RaySeat(Seat):
-    """A Ray actor on a host."""
+    """The seat that a Ray actor holds on its host."""
 
-    def __init__(self, ray: Any, agent: Any, address: str):
-        """Args: address: of the host; empty asks Ray for it."""
-        self._ray, self._agent, self.address, self.node = ray, agent, address, ""
+    def __init__(self, ray: Any, agent: Any):
+        self._ray, self._agent, self.address, self.node = ray, agent, "", ""
         self._where = agent.where.remote()
 
     def ready(self) -> bool:
@@ -187,17 +190,14 @@ class RaySeat(Seat):
     def wait(self) -> None:
         """Returns once the host is there. Raises SeatLost."""
         try:
-            address, self.node = self._ray.get(self._where, timeout=_CALL_SECONDS)
+            self.address, self.node = self._ray.get(self._where, timeout=_CALL_SECONDS)
         except self._ray.exceptions.RayError as error:
             self._ray.kill(self._agent)
             words = str(error).strip().splitlines()
-            raise SeatLost(
-                f"Ray gave no process on a host: {' '.join(words[-1].split())[:200] if words else error!r}"
-            ) from error
-        self.address = self.address or address
+            raise SeatLost(f"Ray gave no process on a host: {one_line(words[-1], 200) if words else repr(error)}") from error
 
     def free_port(self) -> int:
-        return int(self._call("free_port", self.address))
+        return int(self._call("free_port"))
 
     def start(self, name: str, command: Sequence[str], environ: Mapping[str, str], progress: str = "") -> None:
         ours = {key: value for key, value in os.environ.items() if key.startswith(_FORWARDED)}
@@ -216,7 +216,7 @@ class RaySeat(Seat):
     def close(self) -> None:
         with contextlib.suppress(Exception):
             if self.node:
-                self._ray.get(self._agent.kill_all.remote(), timeout=5.0)
+                self._ray.get(self._agent.close.remote(), timeout=5.0)
         with contextlib.suppress(Exception):
             self._ray.kill(self._agent)
 
@@ -227,36 +227,20 @@ class RaySeat(Seat):
             raise SeatLost(f"the Ray actor on {self.node} is lost ({type(error).__name__})") from error
 
 
-class _Agent:
+class _Agent(LocalSeat):
     """The Ray actor of a host. All its methods run in one thread, its process's main one: `Processes` relies on it."""
 
-    def __init__(self, folder: str):
-        # Of a submitted job each host has a copy of the working folder of its own.
-        self._folder, self._processes = folder if os.path.isdir(folder) else os.getcwd(), Processes()
-
-    def where(self) -> tuple[str, str]:
+    def __init__(self, folder: str, loopback: bool):
+        """loopback: whether all hosts are this machine."""
         import ray
 
-        context = ray.get_runtime_context()
-        return ray.util.get_node_ip_address(), context.get_node_id()[:8]
+        # Of a submitted job each host has a copy of the working folder of its own.
+        super().__init__(folder if os.path.isdir(folder) else os.getcwd())
+        self.address = "127.0.0.1" if loopback else ray.util.get_node_ip_address()
+        self.node = ray.get_runtime_context().get_node_id()[:8]
 
-    def free_port(self, address: str) -> int:
-        return free_port(address)
-
-    def start(self, name: str, command: Sequence[str], environ: Mapping[str, str], progress: str) -> None:
-        self._processes.start(name, command, environ, self._folder, progress)
-
-    def report(self, name: str) -> Report:
-        return self._processes.report(name)
-
-    def send(self, name: str, number: int) -> None:
-        self._processes.send(name, number)
-
-    def kill(self, name: str) -> None:
-        self._processes.kill(name)
-
-    def kill_all(self) -> None:
-        self._processes.kill_all()
+    def where(self) -> tuple[str, str]:
+        return self.address, self.node
 
 
 def _words(resources: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ import click
 from podracer.config import ConfigError
 from podracer.launch.cluster.ray_places import authenticate
 from podracer.launch.options import Count
+from podracer.launch.words import one_line
 
 _TAIL_CHARACTERS = 300
 _SAMPLERS = ("uniform", "loguniform", "randint", "choice")
@@ -53,7 +54,7 @@ def sweep(
     sweep_dir: Path,
     launch: tuple[str, ...],
 ) -> None:
-    """Run a job under many settings, and say which was best in evaluation.
+    """Run a job under many settings; say which was best.
 
     LAUNCH is what would follow `podracer launch`. Each run has a folder of its own in --sweep-dir; the same command again goes
     on with those that have not ended, and does none twice.
@@ -75,13 +76,15 @@ def sweep(
     space |= {key: getattr(tune, name)(*arguments) for key, name, arguments in (_sampler(text) for text in sample)}
     if samples > 1 and not sample:
         space["seed"], samples = tune.grid_search(list(range(samples))), 1
+    if not ray_address:  # else hosts are of another kind than this one
+        _check(launch)
     sweep_dir = sweep_dir.absolute()
     sweep_dir.mkdir(parents=True, exist_ok=True)
     _remember(sweep_dir, [list(grid), list(sample), list(launch)])
     try:
         ray.init(address=ray_address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except Exception as error:
-        raise ConfigError(f"--ray-address {ray_address}: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"--ray-address {ray_address}: {one_line(error, 400)}") from error
     folder = os.getcwd()
 
     def run(settings: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +109,14 @@ def sweep(
     _tell(sweep_dir, [(result.config, result.metrics or {}, result.error) for result in ended])
 
 
+def _check(launch: tuple[str, ...]) -> None:
+    """Refuses what no run of it could begin with, before Ray starts."""
+    command = [sys.executable, "-m", "podracer.launch.cli", "launch", *launch, "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError((done.stderr.strip().splitlines() or ["it cannot be launched"])[-1].removeprefix("podracer: "))
+
+
 def _run(sweep_dir: Path, folder: str, launch: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
     """One run, as a process of its own; on whatever host Ray chose. Returns its summary."""
     name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in settings.items())
@@ -116,12 +127,19 @@ def _run(sweep_dir: Path, folder: str, launch: tuple[str, ...], settings: Mappin
     if (run_dir / "config.json").exists():
         command.append("--resume")
     if not (run_dir / "summary.json").exists():
-        done = subprocess.run(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            command, cwd=folder, env=environment(sweep_dir), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         (run_dir if run_dir.exists() else sweep_dir).joinpath("output.log").write_text(done.stdout)
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-_TAIL_CHARACTERS:]}")
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return {"run_dir": str(run_dir), **{key: value for key, value in summary.items() if isinstance(value, (int, float))}}
+
+
+def environment(sweep_dir: Path) -> dict[str, str]:
+    """Of a run's process: with --wandb the runs of a sweep are a group, unless the user says which."""
+    return {"WANDB_RUN_GROUP": sweep_dir.name, **os.environ}
 
 
 def _tell(sweep_dir: Path, found: list[tuple[Any, dict[str, Any], Any]]) -> None:

@@ -5,7 +5,6 @@ some, and say at length that there are none. Only the process that analyses a jo
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
 from importlib import metadata
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from podracer.cache import cache_dir
 from podracer.config import ConfigError
 
 _EXTRAS = {"tpu": ("tpu", ("libtpu",)), "gpu": ("cuda12-local", ("jax-cuda12-plugin", "jax-cuda12-pjrt"))}
@@ -21,8 +21,8 @@ NAMES = {"tpu": "libtpu", "gpu": "JAX's CUDA plugin"}
 
 
 def folder(platform: str) -> Path:
-    """Where the compiler for `tpu` or `gpu` is, or would be: in `$PODRACER_CACHE_DIR` or in `~/.cache/podracer`."""
-    return Path(os.environ.get("PODRACER_CACHE_DIR") or "~/.cache/podracer").expanduser() / "compilers" / platform
+    """Where the compiler for `tpu` or `gpu` is, or would be."""
+    return cache_dir() / "compilers" / platform
 
 
 def installed(platform: str) -> bool:
@@ -38,7 +38,10 @@ def install(platform: str) -> Path:
     extra, packages = _EXTRAS[platform]
     wanted = [Requirement(text) for text in metadata.requires("jax") or ()]
     found = [f"{one.name}{one.specifier}" for one in wanted if one.name in packages and one.marker and _asks(one, extra)]
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{place}: {error.strerror}; PODRACER_CACHE_DIR says where else") from error
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
     done = subprocess.run([*command, "--target", str(place), *found], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -65,14 +65,29 @@ def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
+class NoFfmpeg(Exception):
+    """There is nothing to make films with. Its text says how to get it."""
+
+
+def ffmpeg() -> str:
+    """The program that makes films: the one that imageio brings, or the machine's own. Raises NoFfmpeg."""
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError) as error:
+        raise NoFfmpeg("no ffmpeg, so no films: pip install 'imageio[ffmpeg]'") from error
+
+
 def write_video(path: Path, frames: np.ndarray) -> None:
     """Writes `frames` `[F, H, W, 3]` uint8 as H.264 mp4, enlarged where small; about ten seconds, at 4 to 30 a second.
 
     Raises:
-      OSError: the path cannot be written.
+      OSError: the path cannot be written. NoFfmpeg.
     """
     import imageio.v2 as imageio
 
+    ffmpeg()
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
     scale = max(1, -(-_SMALLEST_SIDE // min(height, width)))

@@ -24,9 +24,12 @@ class ProgressLine:
         if self._live:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
 
-            columns = (BarColumn(bar_width=24), TextColumn("{task.fields[text]}", markup=False))
-            self._bar = Progress(*columns, console=Console(file=self.stream), transient=False)
+            # A long text goes on below, where the terminal is narrow: its end is the time that is left.
+            wraps, stays = Column(ratio=1, overflow="fold"), Column(no_wrap=True, width=24)
+            bar, text = BarColumn(table_column=stays), TextColumn("{task.fields[text]}", markup=False, table_column=wraps)
+            self._bar = Progress(bar, text, expand=True, console=Console(file=self.stream), transient=False)
             self._task = self._bar.add_task("", total=self.total, text="starting")
             self._bar.start()
         return self

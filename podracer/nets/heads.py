@@ -4,7 +4,6 @@ import dataclasses
 
 import haiku as hk
 import jax
-import rlax
 
 from podracer.types import Array
 
@@ -24,6 +23,8 @@ class Bins:
     """Between scalars and distributions over bins, in float32."""
 
     def __init__(self, config: BinsConfig):
+        import rlax  # costs more to import than jax itself
+
         if config.num_bins < 2 or config.limit <= 0:
             raise ValueError(f"bins need num_bins >= 2 and limit > 0, not {config.num_bins} and {config.limit}")
         self.num_bins = config.num_bins

@@ -39,6 +39,11 @@ class Policy(abc.ABC):
     def mode(self, parameters: Array) -> Array:
         """The greedy action of `parameters` `[..., P]`, like those of `sample`."""
 
+    def choose(self, parameters: Array, key: Key, greedy: bool = False) -> tuple[Array, Array]:
+        """Actions for parameters `[B, P]` with keys `[B]`, samples or the greedy ones, and their `log_prob` `[B]`."""
+        action = self.mode(parameters) if greedy else jax.vmap(self.sample)(parameters, key)
+        return action, self.log_prob(parameters, action)
+
     @abc.abstractmethod
     def log_prob(self, parameters: Array, action: Array) -> Array:
         """`[..., P]` and actions as the environment takes them `[..., *action_shape]` to `[...]` float32.

@@ -6,10 +6,19 @@ previous action is that of the actor state, of an unroll it is what `unroll` say
 and both inputs are zeros.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from podracer.nets.policies import Policy
-from podracer.types import Array, EnvironmentSpec, TimeStep
+from podracer.types import Array, EnvironmentSpec, Struct, TimeStep
+
+
+class Memory(Struct):
+    """Actor state of an agent that remembers. core: state of its recurrent core. action: `[B, *action_shape]`, the last one."""
+
+    core: Any
+    action: Any
 
 
 def initial_action(spec: EnvironmentSpec, batch_size: int) -> Array:
@@ -38,3 +47,9 @@ def action_input(policy: Policy, action_tm1: Array, timestep: TimeStep) -> Array
 def reward_input(timestep: TimeStep) -> Array:
     """Previous rewards `[..., 1]` float32, and zeros at FIRST."""
     return jnp.where(timestep.first(), 0.0, timestep.reward)[..., None]
+
+
+def action_and_reward_input(policy: Policy, action_tm1: Array, timestep: TimeStep) -> Array:
+    """Both, `[..., E + 1]` float32. Rewards go through tanh: those of any scale leave the other inputs to be seen."""
+    reward = jnp.tanh(reward_input(timestep))
+    return jnp.concatenate([action_input(policy, action_tm1, timestep), reward], axis=-1)

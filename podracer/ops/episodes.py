@@ -54,7 +54,7 @@ def masked_mean(values: Array, mask: Array) -> Array:
     """`sum(values * mask) / values.size`: the mean of a loss in which masked entries count as 0.
 
     Divides by a constant, not by the number of ones: the mean over devices of their means is then the mean of the whole
-    batch, however episodes' ends are spread over devices. Masked entries may be anything but nan.
+    batch, however episodes' ends are spread over devices. Masked entries may be anything finite.
 
     Args:
       values: `[...]` float32. mask: of a shape that broadcasts to it.

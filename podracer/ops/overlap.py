@@ -51,3 +51,9 @@ def join(before: Trajectory, unroll: Trajectory) -> Trajectory:
         actor_output=append(before.actor_output, unroll.actor_output),
         actor_state=before.actor_state,
     )
+
+
+def drop(unroll: Trajectory, length: int) -> Trajectory:
+    """`unroll` without its first `length` steps, and without the state, which was before those."""
+    timestep, output = jax.tree.map(lambda x: x[length:], (unroll.timestep, unroll.actor_output))
+    return unroll.replace(timestep=timestep, actor_output=output, actor_state=())

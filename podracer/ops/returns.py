@@ -1,12 +1,11 @@
-"""Multi-step off-policy returns over unrolls that may hold several episodes. Unbatched over `[T]`: callers vmap."""
+"""Multi-step off-policy returns over unrolls that may hold several episodes. Those over `[T]` are unbatched: callers vmap."""
 
 import chex
 import jax
 import jax.numpy as jnp
-import rlax
 
 from podracer.ops.episodes import Transitions
-from podracer.types import Array
+from podracer.types import Array, TimeStep
 
 
 def retrace_returns(steps: Transitions, q_t: Array, v_t: Array, rho_t: Array, lambda_: float = 1.0) -> Array:
@@ -25,6 +24,8 @@ def retrace_returns(steps: Transitions, q_t: Array, v_t: Array, rho_t: Array, la
     Returns:
       `[T]` float32, 0 at masked steps. No gradients flow.
     """
+    import rlax  # costs more to import than jax itself
+
     chex.assert_equal_shape([q_t[:-1], v_t[:-1], rho_t[:-1], steps.r_t])
     # A step from LAST has mask 0: no trace passes it, and the return before it bootstraps from the LAST observation.
     c_t = lambda_ * jnp.minimum(1.0, rho_t[1:-1]) * steps.mask_tm1[1:]
@@ -39,3 +40,19 @@ def corrected_state_value(v_tm1: Array, q_tm1: Array, returns: Array, rho_tm1: A
     No gradients flow.
     """
     return jax.lax.stop_gradient(v_tm1 + jnp.minimum(1.0, rho_tm1) * (returns - q_tm1))
+
+
+def value_targets(timestep: TimeStep, own: Array, returns: Array) -> Array:
+    """What the values of all time steps should be: returns where a transition follows, and where none does `own`.
+
+    Args:
+      timestep: step types and discounts `[T+1, B]`.
+      own: `[T+1, B]` float32, for LAST time steps, and for the last one of the unroll.
+      returns: `[T, B]` float32.
+
+    Returns:
+      `[T+1, B]` float32, 0 where an episode has terminated. No gradients flow.
+    """
+    ends = timestep.last()
+    value = jnp.concatenate([jnp.where(ends[:-1], own[:-1], returns), own[-1:]])
+    return jax.lax.stop_gradient(jnp.where(ends & (timestep.discount == 0), 0.0, value))

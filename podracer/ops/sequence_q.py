@@ -1,14 +1,100 @@
-"""Q-learning on sequences that may hold several episodes: n-step targets, priorities and exploration of R2D2.
+"""Q-learning on sequences that may hold several episodes: settings, n-step targets and exploration of R2D2.
 
 "Recurrent Experience Replay in Distributed Reinforcement Learning", Kapturowski et al. 2019,
 https://openreview.net/forum?id=r1lyTjAqYX.
 """
 
+import dataclasses
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from podracer.ops.episodes import Transitions
-from podracer.types import Array, Key
+from podracer.config import require
+from podracer.nets import previous, torso
+from podracer.ops.episodes import Transitions, transitions
+from podracer.ops.priorities import sequence_priority
+from podracer.types import Array, Key, Mode, TimeStep
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceConfig:
+    """burn_in: steps before the learned ones, at most an unroll, that only warm up the recurrent state.
+
+    replay_share, replay_capacity (in unrolls), updates_per_unroll: see `podracer.agent.DataSpec`. priority_exponent: alpha, of
+      replay by TD errors. priority_mix: eta, how much the largest error of a sequence counts in its priority beside the mean.
+      importance_exponent: beta, of weights that are not normalised; 0 leaves them out, as the paper does.
+    return_steps: `n`. rescale: values are `h` of returns; see `double_q_targets`. target_period: updates between copies to the
+      target network.
+    epsilon, epsilon_alpha: an episode's share of random actions is `epsilon^(1 + epsilon_alpha u)`, `u` uniform in [0, 1].
+      evaluation_epsilon: the share in evaluation.
+    """
+
+    burn_in: int = 0
+    replay_share: float = 0.75
+    replay_capacity: int = 10_000
+    updates_per_unroll: int = 1
+    priority_exponent: float = 0.9
+    priority_mix: float = 0.9
+    importance_exponent: float = 0.0
+    return_steps: int = 5
+    rescale: bool = True
+    target_period: int = 100
+    epsilon: float = 0.4
+    epsilon_alpha: float = 7.0
+    evaluation_epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self, "burn_in", at_least=0)
+        require(self, "return_steps", "target_period", at_least=1)
+        require(self, "priority_mix", "epsilon", "evaluation_epsilon", at_least=0, at_most=1)
+
+
+class QMemory(previous.Memory):
+    """epsilon: `[B]` float32, the share of random actions in this episode."""
+
+    epsilon: Any
+
+
+class DoubleQ(NamedTuple):
+    """error: `[T, B]` float32, TD errors, 0 at masked steps; gradients flow into the online values. target: `[T, B]`, of them.
+
+    mask: `[T, B]` float32, 1 where there is a transition. priority: `[B]`. value: `[T, B]`, of the greedy action.
+    """
+
+    error: Array
+    target: Array
+    mask: Array
+    priority: Array
+    value: Array
+
+
+def double_q(
+    config: SequenceConfig,
+    discount: float,
+    q: Array,
+    target_q: Array,
+    timestep: TimeStep,
+    action: Array,
+    num_steps: int | None = None,
+) -> DoubleQ:
+    """Double Q-learning of the first `T` steps of sequences.
+
+    Args:
+      config: the agent's. discount: the agent's own.
+      q: `[T'+1, B, A]` float32, of the online network. target_q: `[T'+1, B, A]`, of the target network.
+      timestep: `[T'+1, B, ...]`. action: `[T', B]` int32.
+      num_steps: `T`, at most `T'`, which it is where None; what lies beyond is only looked at by returns.
+    """
+    num_steps = len(action) if num_steps is None else num_steps
+    steps, legal_q = transitions(timestep, discount), torso.mask_logits(q, timestep.observation)
+    targets = jax.vmap(double_q_targets, in_axes=(1, 1, 1, None, None), out_axes=1)(
+        steps, legal_q[1:], target_q[1:], config.return_steps, config.rescale
+    )
+    target, action, mask = (x[:num_steps] for x in (targets, action, steps.mask_tm1))
+    error = td_errors(q[:num_steps], action, target, mask)
+    priority = sequence_priority(error, mask, config.priority_mix)
+    return DoubleQ(error, target, mask, priority, jnp.max(legal_q[:num_steps], axis=-1))
 
 
 def double_q_targets(steps: Transitions, selector_q_t: Array, target_q_t: Array, num_steps: int, rescale: bool = True) -> Array:
@@ -51,21 +137,6 @@ def td_errors(q_tm1: Array, action_tm1: Array, target_tm1: Array, mask_tm1: Arra
     return jax.lax.stop_gradient(mask_tm1) * (jax.lax.stop_gradient(target_tm1) - taken)
 
 
-def sequence_priority(error: Array, mask: Array, mix: float = 0.9) -> Array:
-    """`eta max_t |delta_t| + (1 - eta) mean_t |delta_t|` of each sequence (Kapturowski et al. 2019, section 2.3).
-
-    Args:
-      error: `[T, ...]` float32, TD errors. mask: `[T, ...]` float32, 1 where there is one.
-      mix: `eta`, in [0, 1].
-
-    Returns:
-      `[...]` float32, 0 where everything is masked. No gradients flow.
-    """
-    size = jnp.abs(error) * mask
-    mean = jnp.sum(size, axis=0) / jnp.maximum(jnp.sum(mask, axis=0), 1.0)
-    return jax.lax.stop_gradient(mix * jnp.max(size, axis=0) + (1 - mix) * mean)
-
-
 def episode_epsilon(epsilon_tm1: Array, first: Array, key: Key, base: float = 0.4, alpha: float = 7.0) -> Array:
     """The share of random actions, `base^(1 + alpha u)`, with `u` drawn uniformly from [0, 1] where an episode starts.
 
@@ -82,6 +153,31 @@ def episode_epsilon(epsilon_tm1: Array, first: Array, key: Key, base: float = 0.
     """
     u = jax.vmap(jax.random.uniform)(key)
     return jnp.where(first, base ** (1.0 + alpha * u), epsilon_tm1)
+
+
+def play(
+    config: SequenceConfig, q: Array, timestep: TimeStep, epsilon_tm1: Array, key: Key, mode: Mode
+) -> tuple[Array, Array, Array]:
+    """Epsilon-greedy actions.
+
+    Args:
+      config: the agent's.
+      q: `[B, A]` float32, of which illegal actions need not be masked. timestep: `[B, ...]`.
+      epsilon_tm1: `[B]` float32, as in `QMemory`, of the time step before.
+      key: `[B]` PRNG keys. mode: static.
+
+    Returns:
+      Actions `[B]` int32, their log-probabilities `[B]` float32, and epsilon `[B]`.
+    """
+    keys = jax.vmap(jax.random.split)(key)
+    if mode is Mode.EVALUATE:
+        epsilon = jnp.full_like(epsilon_tm1, config.evaluation_epsilon)
+    else:
+        epsilon = episode_epsilon(epsilon_tm1, timestep.first(), keys[:, 0], config.epsilon, config.epsilon_alpha)
+    q = torso.mask_logits(q, timestep.observation)
+    log_pi = epsilon_greedy(q, torso.legal_actions(timestep.observation), epsilon)
+    action = jax.vmap(jax.random.categorical)(keys[:, 1], log_pi).astype(jnp.int32)
+    return action, jnp.take_along_axis(log_pi, action[:, None], axis=-1)[:, 0], epsilon
 
 
 def epsilon_greedy(q: Array, legal: Array | None, epsilon: Array) -> Array:

@@ -35,6 +35,11 @@ def windows(values: Array, num_steps: int, offset: int = 0) -> Array:
     return jnp.stack([padded[k + offset : k + offset + length] for k in range(num_steps)])
 
 
+def pad_last(values: Array) -> Array:
+    """`[T, ...]` to `[T+1, ...]`: what actors gave, and an entry for the last time step that nobody must read."""
+    return jnp.concatenate([values, values[-1:]])
+
+
 def window_masks(timestep: TimeStep, num_steps: int) -> WindowMasks:
     """Where `num_steps` predictions from each of the first `T` time steps have targets.
 

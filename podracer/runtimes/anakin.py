@@ -6,14 +6,13 @@ only thing that crosses devices. Environments are numbered globally and keys der
 configuration gives the same result, up to the rounding of one all-reduce, on any number of devices.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from podracer import hosts, rng
@@ -21,6 +20,7 @@ from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported, environment_keys
 from podracer.ops import columns, overlap
 from podracer.plan import Plan
+from podracer.runtimes import layout
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.stores import ring
 from podracer.types import ActorState, Array, Key, Mode, Params, Struct, TimeStep, TrainState, Trajectory
@@ -83,11 +83,15 @@ class Anakin:
         chosen = hosts.devices(plan.num_hosts, lambda own: own[: plan.devices_per_host], devices)
         self.mesh = Mesh(np.array(chosen), (AXIS,), axis_types=(AxisType.Auto,))
         self._specs = self._partition_specs()
+        # Jitted so that they are traced once, however often shapes are asked for; inlined, they leave no trace in the program.
+        self._collect_once, self._update_once = jax.jit(self._collect, inline=True), jax.jit(self._update, inline=True)
         # check_vma=False: agents scan from constants, which the checker refuses; drift is checked at run time instead.
         sharded = jax.shard_map(
             self._run, mesh=self.mesh, in_specs=(self._specs, P()), out_specs=(self._specs, P()), check_vma=False
         )
         self._program = jax.jit(sharded, donate_argnums=0)
+        begin = jax.vmap(self._init_seed) if plan.num_seeds > 1 else lambda seeds: self._init_seed(seeds[0])
+        self._begin = jax.jit(begin, out_shardings=self._shardings())
 
     @property
     def resumes_exactly(self) -> bool:
@@ -97,17 +101,11 @@ class Anakin:
     def init(self) -> AnakinState:
         """The state before the first update. Seed `i` of a population starts as a single run of seed `seed + i` does."""
         seeds = self.plan.seed + np.arange(self.plan.num_seeds, dtype=np.uint32)
-        if not self.environment.pure:
-            key = jax.random.key(seeds[0])
-            start = self.environment.reset(environment_keys(key, jnp.arange(self.plan.num_envs))[0])
-            return jax.device_put(jax.jit(self._init)(key, start), self._shardings())
-
-        def init_one(seed: Array) -> AnakinState:
-            key = jax.random.key(seed)
-            return self._init(key, self.environment.reset(environment_keys(key, jnp.arange(self.plan.num_envs))[0]))
-
-        init = jax.vmap(init_one) if self.plan.num_seeds > 1 else lambda seeds: init_one(seeds[0])
-        return jax.jit(init, out_shardings=self._shardings())(seeds)
+        if self.environment.pure:
+            return self._begin(seeds)
+        key = jax.random.key(seeds[0])
+        start = self.environment.reset(environment_keys(key, jnp.arange(self.plan.num_envs))[0])
+        return jax.device_put(jax.jit(self._init)(key, start), self._shardings())
 
     def run(self, state: AnakinState, num_updates: int) -> tuple[AnakinState, dict[str, np.ndarray]]:
         """Runs updates in one call of the program; another `num_updates` does not compile again.
@@ -137,12 +135,7 @@ class Anakin:
 
     def trace(self) -> dict[str, jax.stages.Traced]:
         """The very program of `run`, `updates`, traced for shapes alone: to be counted, or compiled for the mesh."""
-        shapes = jax.eval_shape(self.init)
-        state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            jax.tree.broadcast(self._shardings(), shapes),
-        )
+        state = layout.placed(jax.eval_shape(self.init), self._shardings())
         return {"updates": self._program.trace(state, jax.ShapeDtypeStruct((), jnp.int32))}
 
     def train_state(self, state: AnakinState, seed_index: int = 0) -> TrainState:
@@ -175,22 +168,18 @@ class Anakin:
         ring. batch: of one update, online and replayed. What the gradient keeps, and temporaries, come on top.
         """
         state = jax.eval_shape(self.init)
-        local = jax.tree.map(
-            lambda x, sharding: math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize,
-            state,
-            jax.tree.broadcast(self._shardings(), state),
-        )
-        seed_state = state
+        local = layout.placed(state, self._shardings())
+        one_seed = state
         if self.plan.num_seeds > 1:
-            seed_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
-        unroll = jax.eval_shape(lambda s: self._collect(s)[1], seed_state)
+            one_seed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+        unroll = jax.eval_shape(self._collect_once, one_seed.replace(replay=()))[1]
         share = self.plan.num_seeds * (1 + self.plan.replay_per_env) / self.plan.num_devices
         environments = (local.env_state, local.timestep, local.actor_state, local.episode, local.before)
         return {
-            "learner": sum(jax.tree.leaves(local.train_state)),
-            "environments": sum(jax.tree.leaves(environments)),
-            "replay": sum(jax.tree.leaves(local.replay)),
-            "batch": round(share * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(unroll))),
+            "learner": layout.num_bytes(local.train_state),
+            "environments": layout.num_bytes(environments),
+            "replay": layout.num_bytes(local.replay),
+            "batch": round(share * layout.num_bytes(unroll)),
         }
 
     def close(self) -> None:
@@ -198,6 +187,10 @@ class Anakin:
         self.environment.close()
 
     # The program.
+
+    def _init_seed(self, seed: Array) -> AnakinState:
+        key = jax.random.key(seed)
+        return self._init(key, self.environment.reset(environment_keys(key, jnp.arange(self.plan.num_envs))[0]))
 
     def _init(self, key: Key, start: tuple[Any, TimeStep]) -> AnakinState:
         env_state, timestep = start
@@ -222,7 +215,7 @@ class Anakin:
             unroll = jax.eval_shape(lambda s: self._unroll(s)[1], state)
             state = state.replace(before=columns.batch_major(overlap.nothing(unroll, self.plan.overlap)))
         if self.plan.replay_per_env:
-            replay = self.learner.init_replay(jax.eval_shape(lambda s: self._collect(s)[1], state))
+            replay = self.learner.init_replay(jax.eval_shape(self._collect_once, state)[1])
             state = state.replace(replay=replay)
         return state
 
@@ -233,10 +226,10 @@ class Anakin:
         return run(state, num_updates)
 
     def _run_seed(self, state: AnakinState, num_updates: Array) -> tuple[AnakinState, dict[str, Array]]:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self._update, state)[1])
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(self._update_once, state)[1])
 
         def body(_: Array, carry: tuple[AnakinState, Any]) -> tuple[AnakinState, Any]:
-            new_state, metrics = self._update(carry[0])
+            new_state, metrics = self._update_once(carry[0])
             return new_state, jax.tree.map(jnp.add, carry[1], metrics)
 
         state, sums = jax.lax.fori_loop(0, num_updates, body, (state, zeros))
@@ -248,7 +241,7 @@ class Anakin:
     def _update(self, state: AnakinState) -> tuple[AnakinState, dict[str, Array]]:
         """One unroll of every environment of this device and one learning step. Metrics are sums over this device."""
         key = self._update_key(state)
-        state, trajectory, counts = self._collect(state)
+        state, trajectory, counts = self._collect_once(state)
         train_state, replay, metrics, _ = self.learner.update(state.train_state, state.replay, trajectory, state.env_index, key)
         state = state.replace(train_state=train_state, replay=replay, num_updates=state.num_updates + 1)
         return state, {**metrics, **counts}
@@ -320,7 +313,7 @@ class Anakin:
         )
 
     def _shardings(self) -> AnakinState:
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
+        return layout.shardings(self.mesh, self._specs)
 
 
 def _count(episode: EpisodeTotals, timestep: TimeStep) -> tuple[EpisodeTotals, dict[str, Array]]:

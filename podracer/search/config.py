@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from podracer.config import require
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
@@ -37,16 +39,7 @@ class SearchConfig:
     dirichlet_alpha: float = 0.3
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_simulations", 1),
-            ("max_depth", 0),
-            ("num_sampled_actions", 0),
-            ("max_considered_actions", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        for name in ("value_scale", "pb_c_init", "pb_c_base", "dirichlet_alpha"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
-        if not 0 <= self.dirichlet_fraction <= 1:
-            raise ValueError(f"dirichlet_fraction must lie in [0, 1], not {self.dirichlet_fraction:g}")
+        require(self, "num_simulations", "max_considered_actions", at_least=1)
+        require(self, "max_depth", "num_sampled_actions", at_least=0)
+        require(self, "value_scale", "pb_c_init", "pb_c_base", "dirichlet_alpha", above=0)
+        require(self, "dirichlet_fraction", at_least=0, at_most=1)

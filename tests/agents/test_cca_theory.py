@@ -13,6 +13,8 @@ from podracer.agents.cca import losses
 from podracer.agents.cca.config import ALL_ACTION, HINDSIGHT
 from podracer.ops import episodes
 
+pytestmark = pytest.mark.quick
+
 # Exact enumeration, in float64: every decision of every trajectory, its probability, and what it is conditioned on.
 
 LOGITS = np.array([[0.3, -0.4, 0.9], [0.2, 0.5, -0.6], [-0.7, 0.1, 0.4]])

@@ -15,8 +15,6 @@ from dm_env import specs
 from podracer import config, types
 from podracer.agents.himo.agent import HiMo
 from podracer.agents.himo.losses import hindsight_losses, look_ahead
-from podracer.launch import job as jobs
-from podracer.runtimes.anakin import Anakin
 from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
 
 A, T, B, K = 3, 6, 2, 2
@@ -156,6 +154,7 @@ def test_phi_and_the_hindsight_value_stay_with_the_learner(form):
     everything = {name.split("/")[0] for name in state.params}
     needed = {"mlp", "gru", "phi_hat", "policy" if agent.config.base == "vtrace" else "value"}
     assert acting == needed
+    assert set(state.target_params) == (set(agent.actor_params(state)) if agent.config.base == "r2d2" else set())
     assert everything - acting == {"phi", "hindsight"} | ({"value"} if agent.config.base == "vtrace" else set())
     # And it is enough to act with.
     timestep = jax.tree.map(lambda x: x[0], trajectory.timestep)
@@ -225,20 +224,6 @@ def test_without_lookahead_hindsight_sees_no_more_than_the_value_does(k, sees):
     before, after = in_hindsight(agent)(params, timestep), in_hindsight(agent)(params, moved(timestep, 3))
     assert bool(jnp.any(before.value_loss[2] != after.value_loss[2])) == sees
     assert jnp.all(before.value_loss[3] != after.value_loss[3])
-
-
-def test_nothing_is_learned_from_the_pair_last_first(form):
-    agent, state, trajectory = form
-    before = compiled(agent)[1](state.params, state, trajectory)["total"]
-    output, timestep = trajectory.actor_output, trajectory.timestep
-    changed = trajectory.replace(
-        actor_output=output.replace(
-            action=output.action.at[2].set((output.action[2] + 1) % A), log_prob=output.log_prob.at[2].set(-3.0)
-        ),
-        timestep=timestep.replace(reward=timestep.reward.at[3].set(100.0), discount=timestep.discount.at[3].set(0.3)),
-    )
-    after = compiled(agent)[1](state.params, state, changed)["total"]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), before, after)
 
 
 def test_an_unroll_of_two_episodes_is_its_two_halves():
@@ -361,23 +346,6 @@ def test_priorities_and_importance_are_of_columns():
     np.testing.assert_allclose(2 * loss, agent.loss(state.params, state, alone, keys[:1])[0], rtol=1e-5)
 
 
-def test_the_target_network_holds_what_acts_and_follows_now_and_then():
-    agent = make("r2d2", q__target_period=2)
-    state = jax.jit(agent.init)(jax.random.key(0))
-    assert set(state.target_params) == set(agent.actor_params(state))
-    update = jax.jit(
-        jax.vmap(lambda s, t, k: agent.update(s, t, k, "devices")[0], in_axes=(None, None, 0), axis_name="devices")
-    )
-    keys = jax.random.split(jax.random.key(0), (1, B))
-    trajectory = unroll(agent, window("r2d2"))
-    once = jax.tree.map(lambda x: x[0], update(state, trajectory, keys))
-    twice = jax.tree.map(lambda x: x[0], update(once, trajectory, keys))
-    same = lambda a, b: all(jax.tree.leaves(jax.tree.map(jnp.array_equal, a, b)))  # noqa: E731
-    assert same(once.target_params, state.target_params)
-    assert same(twice.target_params, agent.actor_params(twice))
-    assert not same(twice.target_params, once.target_params)
-
-
 @pytest.mark.parametrize(
     "setting",
     [
@@ -389,7 +357,7 @@ def test_the_target_network_holds_what_acts_and_follows_now_and_then():
     ],
 )
 def test_configurations_that_cannot_be(setting):
-    with pytest.raises(ValueError, match=r"must be|must lie"):
+    with pytest.raises(ValueError, match="must be"):
         config.override(HiMo.Config(), {**SMALL, **setting})
 
 
@@ -398,18 +366,6 @@ def test_action_values_need_discrete_actions():
     with pytest.raises(ValueError, match=r"agent\.base=vtrace"):
         HiMo(spec, HiMo.Config(base="r2d2"))
     assert isinstance(HiMo(spec, HiMo.Config()).initial_actor_state(1).core, types.Array)
-
-
-OWN_NAMES = {"r2d2_portal_choice": "hindsight/portal_choice", "r2d2_pong": "atari/pong"}
-
-
-@pytest.mark.parametrize("name", sorted(HiMo.presets()))
-def test_a_preset_makes_a_job(name):
-    job, taken = jobs.new_job(jobs.Request("anakin", "himo", OWN_NAMES.get(name, name), preset=name))
-    assert taken == name
-    parts = jobs.build(job)
-    assert parts.plan.num_updates > 10
-    assert parts.plan.overlap == (job.agent.q.burn_in + job.agent.lookahead if job.agent.base == "r2d2" else 0)
 
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "himo.py"
@@ -451,34 +407,3 @@ def test_features_that_learn_to_be_easy_to_model_collapse():
     free, _ = last_errors(3000, hindsight_cost=0.0, stop_phi=False)
     assert stopped["phi_std"] > 0.3
     assert free["phi_std"] < 0.05 * stopped["phi_std"]
-
-
-CATCH = {
-    "torso.hidden": (32,),
-    "core.size": 32,
-    "lookahead": 3,
-    "unroll_length": 9,
-    "learning_rate": 3e-3,
-    "remember": True,
-}
-
-
-def trained(base, num_updates, *settings):
-    """Mean return of Catch's training episodes in the last tenth of the updates, in the Anakin runtime."""
-    given = [f"agent.{name}={value}" for name, value in {**CATCH, "base": base}.items()]
-    replay = ["agent.q.replay_capacity=3200", "agent.q.updates_per_unroll=4", "anakin.num_envs=16"]
-    request = jobs.Request(runtime="anakin", agent="himo", env="catch", devices=1, settings=(*given, *replay, *settings))
-    parts = jobs.build(jobs.new_job(request)[0])
-    runtime = Anakin(parts.agent, parts.environment, parts.plan)
-    state, _ = runtime.run(runtime.init(), num_updates - num_updates // 10)
-    _, metrics = runtime.run(state, num_updates // 10)
-    assert metrics["finite"].all()
-    return float(metrics["episode_return"][0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("base", "num_updates", "good"), [("vtrace", 1200, 0.8), ("r2d2", 600, 0.5)])
-def test_both_forms_learn_catch(base, num_updates, good):
-    learned = trained(base, num_updates)
-    assert trained(base, num_updates // 4, "agent.learning_rate=0") < -0.3
-    assert learned > good

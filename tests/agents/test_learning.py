@@ -50,7 +50,19 @@ SMALL = {
         "agent.learning_rate=3e-3",
         "anakin.num_envs=32",
     ),
+    "himo": (
+        "agent.torso.hidden=(32,)",
+        "agent.core.size=32",
+        "agent.remember=true",
+        "agent.lookahead=3",
+        "agent.unroll_length=9",
+        "agent.q.replay_capacity=3200",
+        "agent.q.updates_per_unroll=4",
+        "agent.learning_rate=3e-3",
+        "anakin.num_envs=16",
+    ),
 }
+"""Over the presets; the other agents are taken as those have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +134,7 @@ class Trained(NamedTuple):
 
 def train(agent, env, num_updates, *settings):
     """Runs `num_updates` updates of the job that the command line would make of these names and settings."""
-    request = jobs.Request(runtime="anakin", agent=agent, env=env, devices=1, settings=(*SMALL[agent], *settings))
+    request = jobs.Request(runtime="anakin", agent=agent, env=env, devices=1, settings=(*SMALL.get(agent, ()), *settings))
     parts = jobs.build(jobs.new_job(request)[0])
     runtime, part = Anakin(parts.agent, parts.environment, parts.plan), num_updates // 10
     state, first = runtime.run(runtime.init(), part)
@@ -149,6 +161,28 @@ def test_muzero_learns_catch(kind):
 
 
 @pytest.mark.slow
+def test_r2d2_learns_catch():
+    learned = train("r2d2", "catch", 200).after
+    assert train("r2d2", "catch", 50, "agent.learning_rate=0").after < -0.2
+    assert learned > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "num_updates", "good"), [("vtrace", 1200, 0.8), ("r2d2", 600, 0.5)])
+def test_both_forms_of_himo_learn_catch(base, num_updates, good):
+    learned = train("himo", "catch", num_updates, f"agent.base={base}").after
+    assert train("himo", "catch", num_updates // 4, f"agent.base={base}", "agent.learning_rate=0").after < -0.3
+    assert learned > good
+
+
+@pytest.mark.slow
+def test_nav_learns_its_way_through_a_maze():
+    """As its preset has it, for a few percent of the budget; the control goes round at random."""
+    learned = train("nav", "nav/ray_maze", 400).after
+    assert learned > 2 * train("nav", "nav/ray_maze", 100, "agent.learning_rate=0").after > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "num_updates"), [("pg", 600), ("cmpo", 1500), ("mpo", 1500), ("ppo", 600), ("trpo", 600)])
 def test_every_policy_loss_learns_catch(kind, num_updates):
     # Those that learn from the model's q alone wait for the model. An idle agent is in the test above.
@@ -161,6 +195,12 @@ def test_memory_is_what_a_recurrent_core_adds(agent, num_updates):
     recurrent = train(agent, f"{__name__}:CUE", num_updates, "agent.core.kind=lstm", "agent.core.size=16").after
     assert abs(train(agent, f"{__name__}:CUE", num_updates).after) < 0.2
     assert recurrent > 0.8
+
+
+@pytest.mark.slow
+def test_r2d2_solves_the_t_maze_with_its_memory():
+    assert train("r2d2", "gridworld/tmaze", 1000).after > 0.8
+    assert train("r2d2", "gridworld/tmaze", 1000, "agent.core.kind=none", "agent.burn_in=0").after < 0.1
 
 
 @pytest.mark.slow

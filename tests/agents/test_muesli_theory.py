@@ -14,8 +14,8 @@ from dm_env import specs
 
 from podracer.agents.muesli import losses, policy
 from podracer.agents.muesli.agent import Muesli
-from podracer.agents.muesli.config import Config
-from podracer.agents.muesli.networks import ModelPrediction, Networks, Prediction
+from podracer.agents.muesli.config import MuesliConfig
+from podracer.agents.muesli.networks import ModelPrediction, Prediction
 from podracer.agents.muesli.targets import compute_targets
 from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import Bins, BinsConfig
@@ -23,7 +23,9 @@ from podracer.nets.torso import TorsoConfig
 from podracer.ops import columns, moments
 from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
 
-EXACT = Config(
+pytestmark = pytest.mark.quick
+
+EXACT = MuesliConfig(
     torso=TorsoConfig(hidden=(8,)),
     dynamics=DynamicsConfig(size=8),
     bins=BinsConfig(num_bins=101, limit=3.0),
@@ -211,7 +213,7 @@ def episodes_of(mdp):
     return Trajectory(timestep=timestep, actor_output=output, actor_state=()), chance * np.exp(log_prob.sum(axis=0))
 
 
-class ExactNetworks(Networks):
+class ExactNetworks:
     """What Muesli's networks would say if they knew an MDP and the values of its policy; only policy logits can learn."""
 
     def __init__(self, mdp, bins):
@@ -279,7 +281,7 @@ def test_with_an_exact_model_every_loss_falls_where_the_objective_rises(seed):
 
 def test_sampled_cmpo_of_a_continuous_policy_tends_to_the_integral():
     spec = EnvironmentSpec(name="line", observation=(), action=specs.BoundedArray((1,), np.float32, -1.0, 1.0))
-    made = policy.make_policy(spec, dataclasses.replace(Config(), num_kl_samples=4096, num_q_samples=16))
+    made = policy.make_policy(spec, dataclasses.replace(MuesliConfig(), num_kl_samples=4096, num_q_samples=16))
     prior, behaviour, online = jnp.array([0.2, 0.1]), jnp.array([-0.5, 0.5]), jnp.array([-0.1, 0.4])
 
     def advantage(action):

@@ -9,28 +9,23 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from podracer import registry
 from podracer.agents.muzero.agent import MuZero
-from podracer.agents.muzero.config import Config, EvaluationConfig
-from podracer.agents.muzero.losses import muzero_loss, priorities
+from podracer.agents.muzero.config import EvaluationConfig, MuZeroConfig
+from podracer.agents.muzero.losses import muzero_loss
 from podracer.agents.muzero.networks import Prediction
 from podracer.agents.muzero.targets import Targets, make_targets
-from podracer.checkpoint import Checkpoints, tree_sha256
-from podracer.config import JobConfig, override
 from podracer.nets.dynamics import DynamicsConfig
 from podracer.nets.heads import Bins, BinsConfig
 from podracer.nets.history import HistoryConfig
 from podracer.nets.policies import Categorical
 from podracer.nets.torso import TorsoConfig
 from podracer.ops import columns
-from podracer.plan import make_plan
-from podracer.runtimes.anakin import Anakin
 from podracer.search import SearchConfig
 from podracer.stores import ring
 from podracer.types import FIRST, LAST, MID, ActorOutput, EnvironmentSpec, Mode, TimeStep, Trajectory
 
 A, T, B = 3, 6, 4
-SMALL = Config(
+SMALL = MuZeroConfig(
     torso=TorsoConfig(hidden=(8,)),
     dynamics=DynamicsConfig(size=8),
     bins=BinsConfig(num_bins=11, limit=5.0),
@@ -130,10 +125,6 @@ def test_value_targets_are_n_step_returns(step_type, discount, num_steps):
     np.testing.assert_allclose(targets.value, reference_values(timestep, search_value, 0.9, num_steps), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(targets.known[:-1], 1)
     np.testing.assert_array_equal(targets.known[-1], step_type[-1] == LAST and discount is not None and discount[-1] == 0)
-    # Priorities: |nu - z| over real transitions.
-    mask = np.asarray(timestep.step_type)[1:] != FIRST
-    error = np.abs(search_value - np.asarray(targets.value))[:-1]
-    np.testing.assert_allclose(priorities(targets, timestep), (error * mask).sum(0) / np.maximum(mask.sum(0), 1), rtol=1e-5)
 
 
 def test_loss_by_hand_with_an_absorbing_end():
@@ -245,10 +236,14 @@ def test_what_lies_beyond_a_termination_is_absorbing():
         np.testing.assert_allclose(before[name], after[name], rtol=1e-5)
 
 
-def test_importance_weighs_columns():
+def test_importance_weighs_columns_and_priorities_are_errors_of_real_transitions():
     agent = make(importance_exponent=0.5, priority_exponent=1.0)
-    train_state, trajectory = unroll(agent, timesteps([MID] * 7))
+    train_state, trajectory = unroll(agent, timesteps([MID, MID, LAST, FIRST, MID, MID, MID]))
     trajectory = relabel(agent, train_state, trajectory)
+    error = np.abs(trajectory.targets.search_value - trajectory.targets.value)[:-1]
+    priority = agent.loss(train_state.params, train_state, trajectory, None)[1]["priority"]
+    np.testing.assert_allclose(priority, np.mean(error[[0, 1, 3, 4, 5]], axis=0), rtol=1e-5)
+    assert np.all(priority > 0)
     importance = jnp.array([4.0, 0.0, 1.0, 9.0])
     loss = lambda column, weight: agent.loss(  # noqa: E731
         train_state.params,
@@ -421,48 +416,6 @@ def test_observations_of_the_loss_are_those_of_acting():
     policy = jax.vmap(lambda x: agent._predict(train_state.params, x)[0])(stacked)
     log_prob = jnp.take_along_axis(jax.nn.log_softmax(policy[:-1]), trajectory.actor_output.action[..., None], -1)[..., 0]
     np.testing.assert_allclose(log_prob, trajectory.actor_output.log_prob, rtol=1e-4, atol=1e-5)
-
-
-def test_the_target_network_is_a_copy_from_time_to_time():
-    agent = make(target_period=3)
-    old, new = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
-    for num_updates, expected in ((1, 0), (2, 0), (3, 1), (4, 0), (6, 1)):
-        np.testing.assert_array_equal(agent.update_target(new, old, jnp.int32(num_updates))["w"], expected)
-
-
-def test_a_run_with_priorities_and_reanalysis_resumes_bit_for_bit(tmp_path):
-    """8 updates, a checkpoint and 8 more are 16 updates: parameters, target network, optimizer, replay and its priorities."""
-    config = dataclasses.replace(
-        SMALL,
-        search=SearchConfig(num_simulations=4),
-        unroll_length=5,
-        replay_share=0.5,
-        replay_capacity=3 * 8,  # overwritten before the first half is over
-        priority_exponent=0.7,
-        reanalyze_share=0.5,
-        updates_per_unroll=2,
-        target_period=6,
-    )
-    env = registry.env("catch")
-    job = JobConfig(agent_name="muzero", env_name="catch", agent=config, env=env.suite.config())
-    job, environment = override(job, {"anakin.num_envs": 8}), env.make(job.env)
-    agent = MuZero(environment.spec, config)
-    runtime = Anakin(agent, environment, make_plan(job, agent, environment.spec, 1))
-
-    def after(state, num_updates):
-        state, _ = runtime.run(state, num_updates)
-        return state, [tree_sha256(x) for x in (state.train_state.params, state.replay, runtime.checkpoint(state))]
-
-    state, half = after(runtime.init(), 8)
-    checkpoints = Checkpoints(tmp_path, {})
-    checkpoints.save(8, runtime.checkpoint(state), [runtime.actor_params(state)], {}, wait=True)
-    checkpoints.close()
-    saved = Checkpoints(tmp_path, {}).restore(runtime.init())
-    _, resumed = after(runtime.restore(saved.state), 8)
-    state, once = after(runtime.init(), 16)
-    assert resumed == once
-    assert not set(half) & set(once)
-    assert len(np.unique(state.replay.priority)) > 8  # they were set, and to more than what new unrolls get
 
 
 def test_what_cannot_be_is_refused_in_one_line():

@@ -1,9 +1,14 @@
-"""Presets are settings that exist, for environments that exist, with shapes that divide."""
+"""Presets are settings that exist, for environments that exist, with shapes that divide; READMEs have one form."""
+
+import re
+from pathlib import Path
 
 import pytest
 
 from podracer import registry
 from podracer.launch import job as jobs
+
+pytestmark = pytest.mark.quick
 
 ENVIRONMENTS = {
     "paper": "nav/ray_maze",
@@ -13,8 +18,8 @@ ENVIRONMENTS = {
     "r2d2_pong": "atari/pong",
     "r2d2_portal_choice": "hindsight/portal_choice",
 }
-AGENTS = ("cca", "himo", "impala", "muesli", "muzero", "nav", "r2d2")
-CASES = [(agent, name) for agent in AGENTS for name in sorted(registry.agent_class(agent).presets())]
+ROOT = Path(__file__).parents[2]
+CASES = [(agent, name) for agent in registry.names(registry.AGENTS) for name in sorted(registry.agent_class(agent).presets)]
 
 
 @pytest.mark.parametrize(("agent", "name"), CASES)
@@ -31,3 +36,21 @@ def test_a_preset_makes_a_job(agent: str, name: str) -> None:
         if name == "credit/feedback_bandit":  # every other slot is a reset, which the budget does not count
             steps *= 2
         assert steps / job.agent.decay_updates == pytest.approx(1, abs=0.01)
+
+
+HEADINGS = ["From the paper to the code", "Where it differs from the paper", "Presets", "Reproductions"]
+
+
+@pytest.mark.parametrize("agent", sorted(path.parent.name for path in (ROOT / "agents").glob("*/agent.py")))
+def test_a_readme_has_the_form_of_the_others_and_names_what_is_there(agent: str) -> None:
+    folder = ROOT / "agents" / agent
+    text = (folder / "README.md").read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == HEADINGS
+    assert re.search(r"^    podracer launch \w+ --agent " + agent, text, re.MULTILINE)
+    code = text[text.index(HEADINGS[0]) : text.index(HEADINGS[1])]
+    assert "| paper | code |" in code
+    files = [
+        name for name in re.findall(r"`([\w/]+\.py)`", text) if not (ROOT / name).exists() and not (folder / name).exists()
+    ]
+    # A file is named once, the next ones of its folder by their own names.
+    assert not [name for name in files if not list((ROOT / "podracer").glob(f"*/{name}"))]

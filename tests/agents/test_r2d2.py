@@ -1,4 +1,4 @@
-"""R2D2: the loss against one computed step by step in numpy; stored states, burn-in, exploration; and it learns."""
+"""R2D2: the loss against one computed step by step in numpy; stored states, burn-in, exploration."""
 
 import dataclasses
 import functools
@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from podracer import registry
 from podracer.agents.r2d2.agent import R2D2
-from podracer.agents.r2d2.config import Config
-from podracer.checkpoint import Checkpoints, tree_sha256
-from podracer.config import JobConfig, override
-from podracer.launch import job as jobs
+from podracer.agents.r2d2.config import R2D2Config
 from podracer.nets.recurrent import CoreConfig
 from podracer.nets.torso import TorsoConfig
 from podracer.ops import sequence_q
-from podracer.plan import make_plan
-from podracer.runtimes.anakin import Anakin
 from podracer.types import FIRST, LAST, MID, EnvironmentSpec, Mode, TimeStep, Trajectory
 
 A, B, T, GAMMA = 3, 2, 9, 0.9
-SMALL = Config(
+SMALL = R2D2Config(
     torso=TorsoConfig(hidden=(8,)),
     core=CoreConfig(kind="lstm", size=8),
     head_hidden=(),
@@ -155,12 +149,6 @@ def test_loss_and_priorities_are_those_of_the_reference(dueling):
     np.testing.assert_allclose(metrics["priority"], 0.9 * np.max(np.abs(errors), axis=0) + 0.1 * mean, rtol=1e-3)
 
 
-def test_priorities_are_for_replay_alone():
-    agent = make(replay_share=0.0)
-    assert agent.data_spec().priority_exponent == 0
-    assert "priority" not in loss_of(agent, window(agent)[0])[1]
-
-
 @pytest.mark.parametrize("burn_in", [0, 3])
 def test_burn_in_and_stored_state_matter_and_carry_no_gradient(burn_in):
     agent = make(burn_in=burn_in)
@@ -280,67 +268,10 @@ def test_illegal_actions_are_neither_played_nor_bootstrapped_from():
         assert len(np.unique(output.action)) == num_different
 
 
-def test_the_target_network_is_a_copy_from_time_to_time():
-    agent = make(target_period=3)
-    old, new = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
-    for num_updates, expected in ((1, 0), (2, 0), (3, 1), (4, 0), (6, 1)):
-        np.testing.assert_array_equal(agent.update_target(new, old, jnp.int32(num_updates))["w"], expected)
-
-
 def test_what_cannot_be_is_refused_in_one_line():
     with pytest.raises(TypeError, match="continuous actions"):
         R2D2(dataclasses.replace(SPEC, action=specs.BoundedArray((2,), np.float32, -1.0, 1.0)), SMALL)
     with pytest.raises(ValueError, match="return_steps must be at least 1"):
         dataclasses.replace(SMALL, return_steps=0)
-    with pytest.raises(ValueError, match="priority_mix must lie in"):
+    with pytest.raises(ValueError, match="priority_mix must be at least 0 and at most 1"):
         dataclasses.replace(SMALL, priority_mix=1.5)
-
-
-def test_a_run_with_priorities_and_burn_in_resumes_bit_for_bit(tmp_path):
-    """8 updates, a checkpoint and 8 more are 16 updates: parameters, target network, replay, its priorities, the overlap."""
-    config = dataclasses.replace(
-        SMALL, unroll_length=5, burn_in=3, replay_share=0.5, replay_capacity=3 * 8, updates_per_unroll=2, target_period=6
-    )
-    env = registry.env("catch")
-    job = JobConfig(agent_name="r2d2", env_name="catch", agent=config, env=env.suite.config())
-    job, environment = override(job, {"anakin.num_envs": 8}), env.make(job.env)
-    agent = R2D2(environment.spec, config)
-    runtime = Anakin(agent, environment, make_plan(job, agent, environment.spec, 1))
-
-    def after(state, num_updates):
-        state, _ = runtime.run(state, num_updates)
-        return state, [tree_sha256(x) for x in (state.train_state.params, state.replay, runtime.checkpoint(state))]
-
-    state, half = after(runtime.init(), 8)
-    checkpoints = Checkpoints(tmp_path, {})
-    checkpoints.save(8, runtime.checkpoint(state), [runtime.actor_params(state)], {}, wait=True)
-    checkpoints.close()
-    saved = Checkpoints(tmp_path, {}).restore(runtime.init())
-    _, resumed = after(runtime.restore(saved.state), 8)
-    state, once = after(runtime.init(), 16)
-    assert resumed == once
-    assert not set(half) & set(once)
-    assert len(np.unique(state.replay.priority)) > 8  # they were set, and to more than what new unrolls get
-
-
-def trained(env, *settings, num_updates):
-    """The mean return of the training episodes in the last tenth of a run of the preset for `env`."""
-    request = jobs.Request(runtime="anakin", agent="r2d2", env=env, devices=1, settings=settings)
-    parts = jobs.build(jobs.new_job(request)[0])
-    runtime = Anakin(parts.agent, parts.environment, parts.plan)
-    state, _ = runtime.run(runtime.init(), num_updates * 9 // 10)
-    state, last = runtime.run(state, num_updates - num_updates * 9 // 10)
-    assert last["finite"].all()
-    return float(last["episode_return"][0])
-
-
-@pytest.mark.slow
-def test_catch():
-    assert trained("catch", num_updates=200) > 0.7
-    assert trained("catch", "agent.learning_rate=0", num_updates=50) < -0.2
-
-
-@pytest.mark.slow
-def test_memory_solves_the_t_maze():
-    assert trained("gridworld/tmaze", num_updates=1000) > 0.8
-    assert trained("gridworld/tmaze", "agent.core.kind=none", "agent.burn_in=0", num_updates=1000) < 0.1

@@ -13,6 +13,8 @@ from podracer.envs import atari
 from podracer.envs.atari_jax import physics, rendering
 from podracer.envs.atari_jax.pong import Config, Pong
 
+pytestmark = pytest.mark.quick
+
 ADDRESSES = {
     "ball_x": 49, "ball_y": 54, "ball_dx": 58, "ball_dy": 56, "enemy_y": 50, "player_y": 51, "player_next": 60, "clock": 8,
     "wait": 11, "enemy_score": 13, "player_score": 14,

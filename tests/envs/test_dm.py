@@ -19,7 +19,7 @@ from podracer import dm, registry, types
 from podracer.contract import check_stream
 from podracer.environment import EnvironmentFailed, Unsupported
 from podracer.envs.dm_control_worker import DmControlConfig
-from podracer.envs.nav import mazes, raycast
+from podracer.envs.nav import camera, mazes, raycast
 from podracer.processes import ProcessEnvironment
 
 TIMEOUT = 120.0
@@ -134,6 +134,21 @@ def test_what_cannot_be_is_one_line(module):
         with pytest.raises(error, match=re.escape(words)) as caught:
             registry.env(f"{module}:{attribute}").make()
         assert "\n" not in str(caught.value)
+    Path("half.py").write_text("import no_such_library\n")
+    Path("slip.py").write_text("x = 1\ndef f(:\n")
+    for name, words in (
+        ("nowhere:Env", "no module 'nowhere'; run from its folder"),
+        ("half:Env", "half needs no_such_library, which is not installed"),
+        ("slip:Env", "slip.py, line 2: invalid syntax"),
+        (f"./folder/{module}.py:Env", f"write a module's name and what to take from it, folder.{module}:Env"),
+        (f"{module}:", f"what to take from it, {module}:NAME"),
+        (":Env", "what to take from it, package.module:Env"),
+        ("gridworld", "name one, such as gridworld/empty (podracer envs gridworld lists all)"),
+        ("catch/easy", "did you mean catch?"),
+    ):
+        with pytest.raises(registry.NotFound, match=re.escape(words)) as caught:
+            registry.env(name)
+        assert "\n" not in str(caught.value)
     with pytest.raises(Unsupported, match=f"podracer launch sebulba --env {module}:Env$"):
         registry.env(f"{module}:Env").make().vectorize(2, 0)
     for action in (specs.Array((2,), np.float32), specs.BoundedArray((2,), np.int32, 0, 3), {"a": specs.DiscreteArray(2)}):
@@ -228,9 +243,10 @@ def test_the_maze_arena_sees_labels_and_pays_as_the_mazes_of_nav():
     assert not layout.walls[int(y), int(x)]
     grid, sphere = raycast.pack(layout.walls), mazes.centre(goal, layout.walls.shape[1], np)
     things = raycast.Things(position=jnp.asarray(sphere)[None], seen=jnp.ones(1, bool), kind=np.zeros(1, int))
+    depth_at = jax.jit(lambda *pose: raycast.depth_at(grid, things, *pose, *camera.of_label(1.0)))
     for step in (first, forward[0], turning[0], found, after):
         x, y, heading = step["pose"]
-        truth = raycast.depth_band(grid, things, jnp.array([x, y]), jnp.float32(heading), (4, 16), 1.0, 0.5)
+        truth = depth_at(jnp.array([x, y]), jnp.float32(heading))
         error = np.abs(np.array(step["depth"]) * 8 - np.minimum(truth, 8))[2:]  # above, there is the sky and no ceiling
         assert np.mean(error < 0.1) > 0.85  # the others lie across an edge, or on the goal
         assert step["seen"] > 3

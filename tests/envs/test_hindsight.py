@@ -11,6 +11,8 @@ from podracer.envs import hindsight
 from podracer.envs.hindsight import GREEN, RED, START, HindsightConfig, PortalChoice
 from podracer.types import FIRST, LAST
 
+pytestmark = pytest.mark.quick
+
 UP, RIGHT, DOWN, LEFT = range(4)
 
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import gymnasium
+import host_environments
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,10 @@ CASES = {
     "envpool/CheetahRun-v1": {"env.max_steps": 7, "env.batch_size": 2},
     "nav/vizdoom_maze": {"env.maze": "mini", "env.max_steps": 7, "env.height": 24, "env.width": 24, "env.num_workers": 1},
 }
+
+
+def test_no_suite_of_the_host_is_left_out():
+    assert {name.partition("/")[0] for name in CASES} >= set(host_environments.SUITES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,7 @@ def test_what_cannot_run_in_anakin_says_what_to_do(name):
         make(name).vectorize(2, 0)
 
 
-@pytest.mark.parametrize("name", ["catch", "gymnax/CartPole-v1"])
+@pytest.mark.parametrize("name", ["catch", "credit/feedback_bandit"])  # the latter draws at every step
 def test_pure_environments_do_on_the_host_what_they_do_in_anakin(name):
     """The keys are those of runtimes/anakin.py, for environments 2 to 5 of a larger job."""
     environment = make(name)

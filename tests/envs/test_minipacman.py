@@ -12,6 +12,8 @@ from podracer.config import ConfigError
 from podracer.envs.minipacman import CHANNELS, MOVES, MinipacmanConfig, PacmanState
 from podracer.types import LAST
 
+pytestmark = pytest.mark.quick
+
 STAY, UP, RIGHT, DOWN, LEFT = range(5)
 
 
@@ -102,12 +104,13 @@ def _play(environment, num_envs, num_steps, seed=0):
         return state, (state, timestep, action)
 
     @jax.jit
-    def play(key):
-        state, _ = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
+    def play(state, key):
         _, (states, timesteps, actions) = jax.lax.scan(step, state, jax.random.split(jax.random.fold_in(key, 1), num_steps))
         return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), state, states), timesteps, actions
 
-    states, timesteps, actions = jax.device_get(play(jax.random.key(seed)))
+    key = jax.random.key(seed)
+    first, _ = jax.jit(jax.vmap(environment.reset))(jax.random.split(key, num_envs))  # the same program for any greed
+    states, timesteps, actions = jax.device_get(play(first, key))
     ended = np.cumsum(timesteps.step_type == LAST, axis=0)
     alive = ended - (timesteps.step_type == LAST) == 0
     return states, timesteps, actions, alive
@@ -301,7 +304,7 @@ def test_planes_show_the_state():
         "trail": [[1, 2]],
     }
     assert set(np.unique(timestep.observation)) == {0, 255}
-    picture = environment.render(state)
+    picture = np.asarray(jax.jit(environment.render)(state))
     assert picture.shape == (80, 80, 3)
     assert picture.dtype == np.uint8
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 5

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from podracer.envs.nav import mazes, raycast, textures
+from podracer.envs.nav import camera, mazes, raycast, textures
+
+pytestmark = pytest.mark.quick
 
 
 def room(height, width):
@@ -91,7 +93,7 @@ def test_walls_as_bits():
 def test_the_depth_of_an_empty_corridor():
     """Depth is measured along the axis of the view, of walls, floor and ceiling alike."""
     _, depth = view(room(1, 8), NOTHING, jnp.float32([1.5, 1.5]), 0.0, height=8, width=16)
-    slope, aside = raycast.spread(8, 1.0)[:, None], raycast.spread(16, 1.0)[None]
+    slope, aside = camera.spread(8, 1.0)[:, None], camera.spread(16, 1.0)[None]
     # Sides are half a square away, the end is 7.5.
     expected = np.minimum(np.minimum(7.5, 0.5 / np.abs(aside)), 0.5 / np.abs(slope))
     np.testing.assert_allclose(depth, expected, rtol=1e-5)
@@ -108,7 +110,7 @@ def test_no_fisheye():
 
 def test_the_band_is_the_middle_of_the_view():
     grid, origin = raycast.pack(jnp.asarray(room(5, 6))), jnp.float32([2.2, 3.1])
-    band = jax.jit(lambda: raycast.depth_band(grid, NOTHING, origin, jnp.float32(0.7), (4, 16), 1.0, 0.5))()
+    band = jax.jit(lambda: raycast.depth_at(grid, NOTHING, origin, jnp.float32(0.7), *camera.of_label(1.0)))()
     _, depth = view(room(5, 6), NOTHING, origin, 0.7, height=8, width=16)
     np.testing.assert_allclose(band, depth[2:6], rtol=1e-5)
     assert np.ptp(band, axis=0).max() > 0.1  # floor is in it too

@@ -12,6 +12,8 @@ from podracer.envs.catch import CatchConfig
 from podracer.envs.gridworld import GridworldConfig
 from podracer.types import LAST
 
+pytestmark = pytest.mark.quick
+
 
 def _episode(environment, actions, seed=0):
     """Time steps of one episode without autoreset; `actions` from the observations so far."""

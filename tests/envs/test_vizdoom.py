@@ -20,8 +20,8 @@ import pytest
 
 from podracer import registry
 from podracer.environment import EnvironmentFailed, Unsupported
-from podracer.envs.nav import doom, doom_wad, mazes, ray_maze, raycast, vizdoom_worker
-from podracer.envs.nav.config import DEPTH_BAND, DEPTH_SHAPE, NavConfig
+from podracer.envs.nav import camera, doom, doom_wad, mazes, raycast, vizdoom_worker
+from podracer.envs.nav.config import ACTIONS, NavConfig
 
 needs_vizdoom = pytest.mark.skipif(
     importlib.util.find_spec("vizdoom") is None, reason="ViZDoom is missing: pip install 'podracer-rl[vizdoom]'"
@@ -56,14 +56,13 @@ def clear(env):
 @functools.cache
 def _caster():
     """Depth of the label and of the picture `[H, W]`, squares, by the raycaster of `ray_maze`."""
-    extent = math.tan(math.radians(MINI.fov) / 2)
     nothing = raycast.Things(position=jnp.zeros((1, 2)), seen=jnp.zeros(1, bool), kind=np.zeros(1, int))
 
     def cast(walls, pose):
         grid = raycast.pack(walls)
-        camera = (grid, nothing, pose[:2], pose[2])
-        _, picture = raycast.view(grid, nothing, jnp.uint32(0), pose[:2], pose[2], MINI.height, MINI.width, extent)
-        return raycast.depth_band(*camera, DEPTH_SHAPE, extent, DEPTH_BAND), picture
+        where = pose[:2], pose[2]
+        _, picture = raycast.view(grid, nothing, jnp.uint32(0), *where, MINI.height, MINI.width, MINI.extent)
+        return raycast.depth_at(grid, nothing, *where, *camera.of_label(MINI.extent)), picture
 
     return jax.jit(cast)
 
@@ -173,7 +172,7 @@ def test_actions_do_what_they_say(game):
     square = next(int(n) for n in np.flatnonzero(~walls.reshape(-1)) if n != game._things.goal)
     turn, speed = config.action_repeat * math.radians(config.turn), config.action_repeat * config.speed
     for heading in (0.0, 2.0):
-        for action, (right, forward, by) in enumerate(ray_maze.ACTIONS):
+        for action, (right, forward, by) in enumerate(ACTIONS):
             warp(game, mazes.centre(square, columns, np), heading)
             before = game._doom.pose()
             observation = game.step(action)[0]
@@ -294,13 +293,12 @@ def test_labels_and_the_end_of_an_episode_on_a_walk(game):
 
 
 @needs_vizdoom
-def test_maze_things_and_actions_are_those_of_ray_maze(game):
+def test_maze_and_things_are_those_of_ray_maze(game):
     layout = mazes.fixed("mini", 0, MINI.loops)
     np.testing.assert_array_equal(game._layout.walls, layout.walls)
     things = mazes.fixed_things(layout, 0, 5)
     game.reset()
     assert (game._things.goal, game._things.fruit.tolist()) == (things.goal, things.fruit.tolist())
-    np.testing.assert_array_equal(vizdoom_worker.ACTIONS, ray_maze.ACTIONS)
 
 
 @needs_vizdoom
@@ -341,7 +339,8 @@ def test_random_goals_in_the_large_maze_and_all_that_is_in_it(monkeypatch):
 
 
 @needs_vizdoom
-def test_processes_end_with_the_pool_and_with_their_worker():
+def test_processes_end_with_the_pool_and_with_their_worker_and_leave_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     environment = registry.env("nav/vizdoom_maze").make(MINI)
     memory, others = set(Path("/dev/shm").glob("ViZDoom*")), psutil.Process().children()
 
@@ -363,6 +362,7 @@ def test_processes_end_with_the_pool_and_with_their_worker():
                 host.step(np.zeros(2, np.int32), TIMEOUT)
         host.close()
         assert end(mine)
+    assert not list(tmp_path.iterdir())  # Doom makes a folder where it starts
 
 
 def test_what_cannot_be_is_one_line(monkeypatch):
@@ -385,6 +385,7 @@ def test_what_cannot_be_is_one_line(monkeypatch):
         found.make(MINI).vectorize(2, 0)
 
 
-def test_a_worker_does_without_jax():
-    code = "import sys; from podracer.envs.nav import vizdoom_worker; assert 'jax' not in sys.modules"
+def test_workers_do_without_jax():
+    code = "import sys; from podracer.envs import dm_control_maze; from podracer.envs.nav import SUITE, vizdoom_worker"
+    code += "; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

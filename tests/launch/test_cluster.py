@@ -15,7 +15,7 @@ from conftest import HERE
 from podracer.launch import job as jobs
 from podracer.launch.cluster import record
 from podracer.launch.cluster.gang import Gang, GaveUp, Policy, actor_command, learner_command
-from podracer.launch.cluster.places import Here, NoRoom
+from podracer.launch.cluster.places import LocalSeat, NoRoom, Places
 from podracer.launch.signals import Stopped, StopRequests
 
 WAIT_S = 150
@@ -44,6 +44,19 @@ def wait_for(condition, what):
 
 def num_saved(run_dir):
     return sum(path.name.isdecimal() for path in (run_dir / "checkpoints").glob("*"))
+
+
+class Here(Places):
+    """All seats on this machine, without Ray."""
+
+    def seats(self, count):
+        return [LocalSeat(str(HERE)) for _ in range(count)]
+
+    def spare(self):
+        return LocalSeat(str(HERE))
+
+    def close(self):
+        pass
 
 
 class Crowded(Here):
@@ -78,7 +91,7 @@ class Job:
         self.requests = StopRequests()
         listens = runtime == "sebulba" and job.sebulba.store == "reverb"
         self.gang = Gang(
-            places or Here(str(HERE)),
+            places or Here(),
             policy or Policy(2, least_actors=2 * listens, most_actors=2 * listens, pause_seconds=0.1),
             run_dir,
             learner_command(runtime, run_dir, listens),
@@ -182,7 +195,7 @@ def test_killed_actors_come_back_alone(tmp_path, reverb_installed):
 def test_learners_wait_for_hosts_and_go_on_while_actors_wait(tmp_path, reverb_installed):
     settings = ["sebulba.store=reverb", "sebulba.threads=1", "agent.replay_share=0"]
     policy = Policy(2, least_actors=1, most_actors=1, pause_seconds=0.1, max_failures=1)
-    job = Job(tmp_path / "run", "sebulba", settings, steps=4_000, policy=policy, places=Crowded(str(HERE)))
+    job = Job(tmp_path / "run", "sebulba", settings, steps=4_000, policy=policy, places=Crowded())
     assert job.run() == 0
     assert job.state()["restarts"] == []
     assert job.said.count("podracer: waiting for hosts: the cluster is full") == 1
@@ -194,7 +207,7 @@ def test_actors_follow_the_need_within_their_bounds(tmp_path, monkeypatch):
     waited = 0.5
     job = Job(tmp_path / "run")
     gang = Gang(
-        Here(str(HERE)),
+        Here(),
         Policy(2, least_actors=1, most_actors=3),
         job.run_dir,
         learner_command("sebulba", job.run_dir, True),

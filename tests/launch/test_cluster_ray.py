@@ -118,6 +118,7 @@ def test_a_job_on_two_hosts_survives_the_loss_of_one(start, podracer, tmp_path, 
         (["sweep", "--sweep-dir", "x", "--grid", "agent.learning_rate", "--", "anakin"], "write KEY=VALUE"),
         (["sweep", "--sweep-dir", "x", "--sample", "seed=normal(0,1)", "--", "anakin"], "where F is uniform"),
         (["sweep", "--sweep-dir", "x", "--", "anakin", "--run-dir", "y"], "a folder of its own"),
+        (["sweep", "--sweep-dir", "x", "--", "anakin", "--agent", "impala"], "--env is missing"),
         (["status", "nowhere"], "holds no run on several hosts"),
     ],
 )

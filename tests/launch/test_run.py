@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,7 @@ import pytest
 from tiny_parts import TINY
 
 from podracer.launch.loop import Counters, updates
-from podracer.metrics.log import MetricsLog, read_rows
-from podracer.metrics.meter import Meter
+from podracer.metrics.log import read_rows
 
 LAUNCH = ("launch", "anakin")
 RUN = (*LAUNCH, *TINY)
@@ -39,8 +39,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def _command(*arguments: object) -> list[str]:
-    import sys
-
     return [sys.executable, "-m", "podracer.launch.cli", *map(str, arguments)]
 
 
@@ -159,6 +157,18 @@ def test_numbers_that_are_none_stop_the_run(podracer: Callable[..., Any], tmp_pa
     assert podracer("evaluate", run_dir, "--episodes", 4).code == 0
 
 
+def test_without_ffmpeg_a_run_ends_well(podracer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # type: ignore[arg-type]
+    run_dir = tmp_path / "run"
+    result = podracer(*RUN, "--steps", 200, "--run-dir", run_dir)
+    assert (result.code, result.err) == (0, "")
+    assert "no ffmpeg, so no films: pip install 'imageio[ffmpeg]'" in result.out
+    assert (run_dir / "summary.json").exists()
+    film = podracer("evaluate", run_dir, "--video", tmp_path / "film.mp4")
+    assert (film.code, film.err) == (2, "podracer: --video: no ffmpeg, so no films: pip install 'imageio[ffmpeg]'\n")
+    assert "no ffmpeg" in podracer("doctor").out
+
+
 def test_a_population_has_median_and_band(podracer: Callable[..., Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     result = podracer(*RUN, "--steps", 600, "--seeds", 3, "--seed", 5, "--run-dir", run_dir, "--set", "eval_episodes=8")
@@ -211,33 +221,3 @@ def test_counters_do_not_overflow() -> None:
     _, counters, _ = next(updates(runtime, 0, start, 2**64, clock=lambda: runtime.now))
     assert counters.num_agent_steps == 2**64 + 17
     assert Counters.from_json(json.loads(json.dumps(counters.to_json()))) == counters
-
-
-def test_meter_weighs_by_what_a_mean_is_over() -> None:
-    meter = Meter()
-    for steps, episodes, episode_return, loss, num_updates, seconds in (
-        (10, 1, 4.0, 1.0, 1, 1.0),
-        (30, 3, 0.0, 3.0, 3, 1.0),
-        (0, 0, np.nan, 2.5, 4, 2.0),
-    ):
-        values = {"agent_steps": steps, "episodes": episodes, "episode_return": episode_return, "loss": loss}
-        meter.add({name: np.array([value]) for name, value in values.items()}, num_updates, seconds)
-    row = meter.row()
-    assert row == {"agent_steps": 40, "episodes": 4, "episode_return": 1.0, "loss": 2.5, "agent_steps_per_second": 10.0}
-
-
-def test_metrics_are_strict_json_and_rows_behind_the_checkpoint_go(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
-    for update in (1, 2, 3):
-        log.write(
-            {"num_updates": update, "num_agent_steps": 10 * update, "episode_return": float("nan"), "x": [1.0, float("inf")]}
-        )
-    log.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"num_updates": 4, "num_ag')
-    MetricsLog(tmp_path, 2).close()
-    text = (tmp_path / "metrics.jsonl").read_text()
-    rows = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
-    assert [row["num_updates"] for row in rows] == [1, 2]
-    assert rows[0]["x"] == [1.0, None]
-    assert rows[0]["episode_return"] is None

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +31,14 @@ class TinyAgent(Agent[TinyConfig]):
     """A linear policy over the observation and a recurrent counter, learned by plain policy gradient."""
 
     Config = TinyConfig
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "short": Preset(num_steps=640, overrides={"agent.unroll_length": 2, "anakin.num_envs": 8})
+    }
 
     def __init__(self, spec: EnvironmentSpec, config: TinyConfig):
         super().__init__(spec, config)
         if config.unroll_length > 100:
             raise ValueError("unroll_length above 100 is too long for the tiny agent")
-
-    @classmethod
-    def presets(cls) -> Mapping[str, Preset]:
-        return {"short": Preset(num_steps=640, overrides={"agent.unroll_length": 2, "anakin.num_envs": 8})}
 
     def init(self, key: Key) -> TrainState:
         return self.train_state({"w": 0.1 * jax.random.normal(key, (3, 2)), "b": jnp.zeros((2,)), "none": jnp.zeros((0,))})

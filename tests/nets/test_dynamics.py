@@ -7,6 +7,8 @@ import pytest
 
 from podracer.nets.dynamics import unroll_model
 
+pytestmark = pytest.mark.quick
+
 K, SIZE = 4, 3
 RNG = np.random.default_rng(0)
 STATE, ACTIONS, TRANSITION, CONTROL = (

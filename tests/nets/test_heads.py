@@ -6,6 +6,8 @@ import pytest
 
 from podracer.nets.heads import Bins, BinsConfig
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(("num_bins", "limit", "largest"), [(601, 300.0, 50_000.0), (601, 30.0, 800.0), (41, 3.0, 14.0)])
 def test_a_scalar_survives_the_bins(num_bins, limit, largest):

@@ -10,6 +10,8 @@ from podracer.nets import history
 from podracer.nets.history import HistoryConfig
 from podracer.types import EnvironmentSpec
 
+pytestmark = pytest.mark.quick
+
 T, B, A = 12, 3, 7  # a * 255 / 7 needs rounding
 FRAMES = {
     "bytes": specs.BoundedArray((4, 3, 2), np.uint8, 0, 255, "frame"),

@@ -9,6 +9,8 @@ from dm_env import specs
 from podracer.nets import policies, previous
 from podracer.types import FIRST, LAST, MID, EnvironmentSpec, TimeStep
 
+pytestmark = pytest.mark.quick
+
 T, B = 6, 2
 DISCRETE = EnvironmentSpec(name="d", observation=specs.Array((1,), np.float32), action=specs.DiscreteArray(3))
 CONTINUOUS = EnvironmentSpec(

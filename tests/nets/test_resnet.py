@@ -11,6 +11,8 @@ import pytest
 from podracer.nets import resnet, torso
 from podracer.nets.resnet import Representation, ResnetConfig, SpatialDynamics, SpatialHead, action_planes, scale_hidden
 
+pytestmark = pytest.mark.quick
+
 SMALL = ResnetConfig(channels=4, blocks=1)
 ATARI = ResnetConfig(channels=4, blocks=0, downsample="atari")
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from podracer.ops import cmpo
 
+pytestmark = pytest.mark.quick
+
 CASES = st.tuples(st.integers(2, 8), st.floats(0.1, 3.0), st.floats(-3, 3), st.integers(0, 10_000))
 
 

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from podracer import types
 from podracer.ops import columns
+
+pytestmark = pytest.mark.quick
 
 
 def _trajectory(num, offset=0.0):

@@ -9,6 +9,8 @@ import rlax
 from podracer.ops import episodes
 from podracer.types import FIRST, LAST, MID, TimeStep
 
+pytestmark = pytest.mark.quick
+
 GAMMA = 0.9
 
 

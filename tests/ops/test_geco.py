@@ -9,6 +9,8 @@ import pytest
 
 from podracer.ops import geco
 
+pytestmark = pytest.mark.quick
+
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "rate"))
 def solve(bound, scale=1.0, num_steps=4000, rate=0.01):

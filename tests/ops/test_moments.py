@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from podracer.ops import moments
+
+pytestmark = pytest.mark.quick
 
 
 def test_after_one_batch_it_is_that_batchs_mean_square_over_all_devices():

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from podracer.ops import policy_gradients
+
+pytestmark = pytest.mark.quick
 
 
 def _gradient(loss, log_prob, *arguments):

@@ -9,6 +9,8 @@ import rlax
 from podracer.ops import episodes, returns
 from podracer.types import FIRST, LAST, MID, TimeStep
 
+pytestmark = pytest.mark.quick
+
 T, A, GAMMA = 6, 3, 0.9
 
 

@@ -1,4 +1,4 @@
-"""R2D2's sequences: targets against a loop in numpy across all ends of episodes; priorities, epsilons and exploration."""
+"""R2D2's sequences: targets against a loop in numpy across all ends of episodes; epsilons and exploration."""
 
 import functools
 
@@ -9,6 +9,8 @@ import pytest
 
 from podracer.ops import episodes, sequence_q
 from podracer.types import FIRST, LAST, MID, TimeStep
+
+pytestmark = pytest.mark.quick
 
 T, A, GAMMA = 14, 3, 0.9
 # Two whole episodes and a third that does not end: a termination, then a truncation; the second has one transition.
@@ -115,13 +117,6 @@ def test_errors_are_masked_and_gradients_flow_into_q_alone():
     expected[np.arange(T), action] = -mask
     np.testing.assert_array_equal(of_q, expected)
     np.testing.assert_array_equal(of_target, 0)
-
-
-def test_priorities_mix_the_largest_and_the_mean_error():
-    error = jnp.array([[1.0, -9.0], [-3.0, 5.0], [100.0, 7.0]])
-    mask = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    np.testing.assert_allclose(sequence_q.sequence_priority(error, mask, 0.9), [0.9 * 3 + 0.1 * 2, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(sequence_q.sequence_priority(error, mask, 0.0), [2.0, 0.0])
 
 
 def test_epsilons_are_drawn_at_the_start_of_an_episode_and_kept():

@@ -8,6 +8,8 @@ import pytest
 from podracer.ops import windows
 from podracer.types import FIRST, LAST, MID, TimeStep
 
+pytestmark = pytest.mark.quick
+
 
 def _reference(step_type, discount, num_steps):
     """`alive`, `value`, `policy` `[K, T]`, by walking each window step by step."""

@@ -52,7 +52,7 @@ def build(agent=Impala, overrides=None, **job_fields):
     job = config.override(job, {**SMALL, **(overrides or {})})
     environment = env.make(job.env)
     learner = agent(environment.spec, job.agent)
-    return Anakin(learner, environment, plan.make_plan(job, learner, environment.spec, len(jax.devices())))
+    return Anakin(learner, environment, plan.make_plan(job, learner, len(jax.devices())))
 
 
 def params_after(runtime, *calls):
@@ -105,6 +105,21 @@ def test_another_number_of_updates_does_not_compile_again(single):
     for num_updates in (1, 4, 2):
         state, _ = single.run(state, num_updates)
     assert single._program._cache_size() == 1
+
+
+@pytest.mark.parametrize("microbatch", [0, 4])
+def test_who_asks_for_shapes_first_does_not_trace_the_loss_twice(microbatch):
+    class Counting(Impala):
+        traced = 0
+
+        def loss(self, *arguments):
+            Counting.traced += 1
+            return super().loss(*arguments)
+
+    runtime = build(Counting, {"agent.microbatch": microbatch}, num_devices=1)
+    runtime.memory()
+    runtime.trace()
+    assert Counting.traced == 1
 
 
 def test_no_implicit_transfer_to_the_host_while_running(single):
@@ -324,4 +339,4 @@ def test_an_environment_outside_xla_refuses_what_it_cannot_do(fields):
     agent = Impala(environment.spec, Impala.Config())
     job = config.JobConfig(agent_name="impala", env_name="catch", agent=agent.config, env=None, **fields)
     with pytest.raises(Unsupported, match="Sebulba"):
-        Anakin(agent, environment, plan.make_plan(job, agent, environment.spec, 8))
+        Anakin(agent, environment, plan.make_plan(job, agent, 8))

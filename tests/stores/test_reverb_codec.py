@@ -23,6 +23,8 @@ from podracer.stores.reverb.errors import SignatureMismatch
 from podracer.stores.reverb.structure import Checker, Spec
 from podracer.stores.reverb.tables import Table
 
+pytestmark = pytest.mark.quick
+
 unhurried = hypothesis.settings(deadline=None)
 _CODES = ("f4", "f8", "f2", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", "c8", "c16", ml_dtypes.bfloat16)
 NUMERIC = [np.dtype(code) for code in _CODES]

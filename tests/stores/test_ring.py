@@ -5,8 +5,11 @@ import collections
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from podracer.stores import ring
+
+pytestmark = pytest.mark.quick
 
 
 def test_holds_the_last_unrolls_and_samples_all_of_them_evenly():

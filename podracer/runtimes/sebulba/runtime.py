@@ -1,5 +1,6 @@
 """Sebulba as a runtime: `init` once, then `run` as often as wanted, as with Anakin; the actors live beside it."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from podracer.agent import Agent
 from podracer.environment import Environment, Unsupported
 from podracer.ops import columns
 from podracer.plan import Plan
+from podracer.runtimes import layout
 from podracer.runtimes.learner import AXIS, Learner, ReplicaDrift, drift, is_finite
 from podracer.runtimes.sebulba.actor import Acting, Unroll
 from podracer.runtimes.sebulba.crew import Crew, example
@@ -108,6 +110,8 @@ class Sebulba:
             lambda params: (is_finite(params), drift(params)), mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False
         )
         self._program, self._check = jax.jit(update, donate_argnums=0), jax.jit(check)
+        self._begin = jax.jit(self._init, out_shardings=self._shardings())
+        self._example = functools.lru_cache(lambda num_envs=plan.envs_per_host: example(agent, environment, num_envs))
         self._parameters = Parameters(self.actor_devices)
         self._handover: Any = Handover(self.actors.max_lag + 1)
         self._hub: Hub | None = None
@@ -117,7 +121,7 @@ class Sebulba:
 
     def init(self) -> SebulbaState:
         """The state before the first update; the train state is the one that Anakin begins with."""
-        return jax.jit(self._init, out_shardings=self._shardings())(np.uint32(self.plan.seed))
+        return self._begin(np.uint32(self.plan.seed))
 
     def run(self, state: SebulbaState, num_updates: int) -> tuple[SebulbaState, dict[str, np.ndarray]]:
         """Learns from the next `num_updates` unrolls, fewer if `should_stop()` comes to hold.
@@ -174,7 +178,9 @@ class Sebulba:
         batch: Any = NamedSharding(self.mesh, P(AXIS))
         sharded = Trajectory(timestep=over_time, actor_output=over_time, actor_state=batch)
         update = self._program.trace(
-            _placed(state, self._shardings()), _placed(unroll, sharded), None if drawn is None else _placed(drawn, over_time)
+            layout.placed(state, self._shardings()),
+            layout.placed(unroll, sharded),
+            None if drawn is None else layout.placed(drawn, over_time),
         )
         acting, device = Acting(self.agent), SingleDeviceSharding(self.actor_devices[0])
         unroll, params = self._example()
@@ -182,7 +188,7 @@ class Sebulba:
         key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.plan.envs_per_host))
         begun = jax.eval_shape(acting.begin, params, unroll.actor_state, timestep, key)
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        arguments = _placed((params, unroll.actor_state, begun, timestep, key, number), device)
+        arguments = layout.placed((params, unroll.actor_state, begun, timestep, key, number), device)
         return {"update": update, "act": acting.step.trace(*arguments)}
 
     def train_state(self, state: SebulbaState, seed_index: int = 0) -> TrainState:
@@ -206,10 +212,11 @@ class Sebulba:
 
     def memory(self) -> dict[str, int]:
         """Bytes on one learner device, by what they are for; see `Anakin.memory`. unrolls: those that wait for the learner."""
-        state, unroll = jax.eval_shape(self.init), _num_bytes(self._example()[0]) / self.plan.devices_per_host
+        state = layout.placed(jax.eval_shape(self.init), self._shardings())
+        unroll = layout.num_bytes(self._example()[0]) / self.plan.devices_per_host
         return {
-            "learner": _num_bytes(state.train_state),
-            "replay": _num_bytes(state.replay) // self.plan.num_devices,
+            "learner": layout.num_bytes(state.train_state),
+            "replay": layout.num_bytes(state.replay),
             "batch": round(unroll * (1 + self.plan.replay_per_env)),
             "unrolls": round(unroll * (self.actors.max_lag + 1)),
         }
@@ -233,9 +240,6 @@ class Sebulba:
             key=rng.stream(key, "run"),
             num_updates=jnp.int32(0),
         )
-
-    def _example(self, num_envs: int = 0) -> tuple[Trajectory, Params]:
-        return example(self.agent, self.environment, num_envs or self.plan.envs_per_host)
 
     def _drawn(self, unroll: Trajectory) -> Trajectory:
         """Shapes of what comes from a replay outside for an update on `unroll`."""
@@ -354,20 +358,7 @@ class Sebulba:
         return self.folder and self.folder / (f"reverb-{self.host.index}" if self.host.index else "reverb")
 
     def _shardings(self) -> SebulbaState:
-        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._specs, is_leaf=lambda leaf: isinstance(leaf, P))
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-    """Shapes with shardings, of which a tree prefix is given."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        jax.tree.broadcast(shardings, shapes),
-    )
-
-
-def _num_bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        return layout.shardings(self.mesh, self._specs)
 
 
 __all__ = ["ActorsFailed", "Sebulba", "SebulbaState"]

@@ -9,11 +9,13 @@
 Nothing here imports JAX or TensorFlow; trees of numpy (or any array-like) leaves go in and come out. No wait is without an
 end: each raises `Timeout`, which says who waited for whom. The server is dm-reverb's own (`podracer reverb install`).
 
-Modules: `wire` messages, `tensors` codec, `structure` trees and signatures, `tables` descriptions of tables, `client` calls,
-`writer` inserts, `sampler` samples, `server`, `watch` and `install` the server's process and its environment.
+Modules: `wire` messages, `tensors` codec, `structure` trees and signatures, `tables` descriptions of tables, `connection`
+and its short calls, `stream` what breaks and is opened anew, `writer` inserts, `sampler` samples, `client` all of these,
+`server`, `watch` and `install` the server's process and its environment.
 """
 
-from podracer.stores.reverb.client import Client, ServerInfo, TableInfo
+from podracer.stores.reverb.client import Client
+from podracer.stores.reverb.connection import ServerInfo, TableInfo
 from podracer.stores.reverb.errors import (
     ItemTooLarge,
     NotInstalled,

@@ -1,5 +1,12 @@
 """What can go wrong with Reverb. Every text is one line that says what happened, where, and what to do where that is known."""
 
+import grpc
+
+TRANSIENT = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+)
+"""Status codes after which the same call may well succeed: the server or the network between has gone, or came back."""
+
 
 class ReverbError(Exception):
     """The base of all errors of this package."""

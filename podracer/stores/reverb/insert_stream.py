@@ -13,19 +13,14 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from typing import Any
 
 from podracer.stores.reverb import wire
-from podracer.stores.reverb.errors import ReverbError, Timeout
+from podracer.stores.reverb.connection import Connection
+from podracer.stores.reverb.errors import Timeout
+from podracer.stores.reverb.stream import PROBE_S, Stream
 
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
-
-_PROBE_S = 5.0  # without progress, before asking whether the server is there at all
 _BATCH_BYTES = 256 * 1024  # of items that share a request
-_MAX_FUTILE = 20  # streams in a row that broke without a single confirmation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,30 +51,19 @@ def keep_field(keys: Any) -> bytes:
     return b"".join(wire.field(3, *(wire.varint(key) for key in sorted(keys))))
 
 
-class InsertStream:
-    """Sends items and waits for confirmations. Threads: one of ours that reads, one of gRPC's that writes."""
+class InsertStream(Stream):
+    """Sends items and waits for confirmations."""
 
-    def __init__(self, client: "Client", max_in_flight: int, timeout_s: float, reconnect_s: float):
+    _method, _answer, _doing = "InsertStream", wire.InsertStreamResponse, "inserting"
+
+    def __init__(self, client: Connection, max_in_flight: int, timeout_s: float, reconnect_s: float):
         if max_in_flight < 1:
             raise ValueError(f"max_in_flight is {max_in_flight}; it must be at least 1")
-        self._client = client
+        super().__init__(client, timeout_s, reconnect_s)
         self._max_in_flight = max_in_flight
-        self._timeout_s = timeout_s
-        self._reconnect_s = reconnect_s
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # for the sending side: something to send, or the end
-        self._room = threading.Condition(self._lock)  # for callers: something confirmed, or the end
         self._unconfirmed: collections.OrderedDict[int, Item] = collections.OrderedDict()
         self._unsent: collections.deque[Item] = collections.deque()
-        self._generation = 0  # of the stream; a writing thread of an older one ends itself
-        self._progress = 0  # confirmations and new streams: what a waiting thread calls life
-        self._call: Any = None
-        self._failure: ReverbError | None = None
-        self._closing = False
-        self.num_reconnects = 0
-        self._thread = threading.Thread(target=self._run, name=f"reverb-insert-{client.address}", daemon=True)
-        client.adopt(self)  # from now on it may be aborted
-        self._thread.start()
+        self._start()
 
     @property
     def num_unconfirmed(self) -> int:
@@ -104,53 +88,37 @@ class InsertStream:
         timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._failure is not None:
-                raise self._failure
-            if self._closing:
-                raise ReverbError(f"this writer to {self._client.address} is closed")
+            self._check("writer")
             if len(self._unconfirmed) <= allowed:
                 return
             remaining = deadline - time.monotonic()
-            progress = self._progress
             if remaining <= 0:
                 raise self._late(table, timeout_s)
-            if not self._room.wait(min(remaining, _PROBE_S)) and progress == self._progress and remaining > _PROBE_S:
-                self._probe(min(_PROBE_S, remaining))
-
-    def _probe(self, timeout_s: float) -> None:
-        """A connection that died without a word looks like a slow server. Breaks the stream unless the server answers."""
-        call = self._call
-        self._lock.release()
-        try:
-            self._client.server_info(timeout_s)
-        except ReverbError:
-            if call is not None:
-                call.cancel()
-        finally:
-            self._lock.acquire()
+            self._wait(remaining, PROBE_S)
 
     def _late(self, table: str, timeout_s: float) -> Timeout:
-        oldest = next(iter(self._unconfirmed.values()))
-        count = len(self._unconfirmed)
-        table = table or oldest.table
-        self._lock.release()
-        try:
-            state = self._client.state_of(oldest.table)
-        finally:
-            self._lock.acquire()
+        oldest, count = next(iter(self._unconfirmed.values())), len(self._unconfirmed)
         return Timeout(
-            f"a writer to table {table!r} waited {timeout_s:.1f} s for the Reverb server at {self._client.address} "
-            f"to confirm {count} item{'s' * (count != 1)}: {state}"
+            f"a writer to table {table or oldest.table!r} waited {timeout_s:.1f} s for the Reverb server at "
+            f"{self._client.address} to confirm {count} item{'s' * (count != 1)}: {self._state_of(oldest.table)}"
         )
 
+    def _begin(self) -> None:
+        self._unsent = collections.deque(self._unconfirmed.values())
+
+    def _wanted(self) -> bool:
+        return bool(self._unconfirmed)
+
+    def _table(self) -> str:
+        return next((item.table for item in self._unconfirmed.values()), "")
+
     def _requests(self, generation: int) -> Iterator[bytes]:
-        """What gRPC sends: runs in a thread of gRPC's for as long as the stream lives."""
         held: set[int] = set()  # chunks that the server keeps for this stream
         while True:
             with self._lock:
-                while not self._unsent and not self._closing and generation == self._generation:
+                while not self._unsent and not self._over(generation):
                     self._work.wait()
-                if generation != self._generation or (self._closing and not self._unsent):
+                if self._over(generation):
                     return
                 item = self._unsent.popleft()
                 batch = self._small_items(item)
@@ -176,70 +144,12 @@ class InsertStream:
             following = self._unsent.popleft()
         return batch
 
-    def _run(self) -> None:
-        futile = 0
-        while True:
-            with self._lock:
-                while not self._unconfirmed and not self._closing:
-                    self._work.wait()
-                if self._closing and not self._unconfirmed:
-                    return
-                self._generation += 1
-                self._unsent = collections.deque(self._unconfirmed.values())
-                generation, before = self._generation, self._progress
-            problem = self._stream(generation)
-            with self._lock:
-                if self._closing:
-                    return
-                futile = futile + 1 if self._progress == before else 0
-                self._generation += 1  # the writing thread of the broken stream ends
-                self._work.notify_all()
-                self._room.notify_all()
-            if isinstance(problem, ReverbError) or futile > _MAX_FUTILE:
-                self._fail(
-                    problem
-                    if isinstance(problem, ReverbError)
-                    else ReverbError(f"inserting at {self._client.address} fails again and again: {problem}")
-                )
-                return
-            try:
-                time.sleep(min(0.05 * 2**futile, 1.0))
-                self._client.await_server(self._reconnect_s, lambda: self._closing)
-            except ReverbError as error:
-                self._fail(error)
-                return
-            self.num_reconnects += 1
-
-    def _stream(self, generation: int) -> Any:
-        """One stream from its opening to its end. Returns a ReverbError that ends the writer, or else why it broke."""
-        try:
-            call = self._client.stream("InsertStream", self._requests(generation), wire.InsertStreamResponse)
-            self._call = call
-            for answer in call:
-                with self._lock:
-                    for key in answer.keys:
-                        self._unconfirmed.pop(key, None)
-                    self._progress += 1
-                    self._room.notify_all()
-        except ValueError:  # of gRPC, on a closed channel
-            return ReverbError(f"the client of {self._client.address} is closed")
-        except grpc.RpcError as error:
-            from podracer.stores.reverb.client import TRANSIENT
-
-            code = error.code()
-            if code in TRANSIENT:
-                return f"{code.name}: {error.details()}"
-            with self._lock:
-                table = next((item.table for item in self._unconfirmed.values()), "")
-            return self._client.translate(error, "inserting", table)
-        return "ended"
-
-    def _fail(self, error: ReverbError) -> None:
+    def _receive(self, answer: Any) -> None:
         with self._lock:
-            self._failure = error
-            self._generation += 1
-            self._work.notify_all()
-            self._room.notify_all()
+            for key in answer.keys:
+                self._unconfirmed.pop(key, None)
+            self._progress += 1
+            self._news.notify_all()
 
     def close(self, timeout_s: float | None = None) -> None:
         """Waits until all is confirmed, then ends the stream. Raises what `flush` raises, having ended it all the same."""
@@ -259,7 +169,7 @@ class InsertStream:
             self._unconfirmed.clear()
             call = self._call
             self._work.notify_all()
-            self._room.notify_all()
+            self._news.notify_all()
         if call is not None and unconfirmed:
             call.cancel()
         # Not alive yet, it will find `_closing` and end.

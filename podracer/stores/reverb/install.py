@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from podracer.cache import cache_dir
 from podracer.stores.reverb.errors import NotInstalled, ReverbError
 
 REVERB = "dm-reverb==0.14.0"
@@ -27,8 +28,8 @@ _HELP = "podracer reverb install makes it"
 
 
 def home() -> Path:
-    """Where environments are made: `reverb` in `$PODRACER_CACHE_DIR` or in `~/.cache/podracer`."""
-    return Path(os.environ.get("PODRACER_CACHE_DIR") or "~/.cache/podracer").expanduser() / "reverb"
+    """Where environments are made."""
+    return cache_dir() / "reverb"
 
 
 def is_complete(folder: Path) -> bool:

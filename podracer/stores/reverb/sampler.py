@@ -6,21 +6,17 @@ import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import grpc
 import numpy as np
 
 from podracer.stores.reverb import structure, tensors, wire
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import ReverbError, SignatureMismatch, Timeout
-
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
+from podracer.stores.reverb.stream import Stream
 
 _GRACE_S = 10.0  # beyond the server's own timeout, before asking whether the server is there at all
-_PROBE_S = 5.0
 _REMEMBERED = 2**16  # keys of a queue's last items
-_MAX_FUTILE = 20  # streams in a row that broke without a single sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -42,7 +38,7 @@ class Sample:
     rate_limited: bool
 
 
-class Sampler:
+class Sampler(Stream):
     """A stream of samples from one table; a context manager and an iterator. Safe to use from several threads.
 
     Items of a queue (a table whose items are sampled once) leave the server when they are sent: `close` hands back those
@@ -53,9 +49,11 @@ class Sampler:
     within rate_limiter_timeout_s. num_repeated: items of a queue that were passed over.
     """
 
+    _method, _answer, _doing = "SampleStream", wire.SampleStreamResponse, "sampling"
+
     def __init__(
         self,
-        client: "Client",
+        client: Connection,
         table: str,
         *,
         prefetch: int = 8,
@@ -83,7 +81,7 @@ class Sampler:
         """
         if prefetch < 0 or not 0 < rate_limiter_timeout_s < float("inf"):
             raise ValueError(f"prefetch {prefetch} must be at least 0, rate_limiter_timeout_s {rate_limiter_timeout_s} finite")
-        self._client = client
+        super().__init__(client, timeout_s, reconnect_s)
         self.table = table
         self._prefetch = prefetch
         info = client.server_info().tables.get(table)
@@ -91,28 +89,16 @@ class Sampler:
         # when a stream ends with an error. Replay can bear that, a queue cannot; it pays with a request for each item.
         self._request_size = 1 if info is None or info.max_times_sampled else max(prefetch // 2, 1)
         self._limit_s = rate_limiter_timeout_s
-        self._timeout_s = timeout_s
-        self._reconnect_s = reconnect_s
         self._checker, self._containers = _containers(client.checker(table), like, table)
-        self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)  # for the requesting side: room for more, or the end
-        self._data = threading.Condition(self._lock)  # for callers: an item, or the end
         self._ready: collections.deque[list[Any]] = collections.deque()  # entries of each item, still encoded
+        self._arriving: list[Any] = []  # entries of an item that is not whole yet: a large one comes in several
         self._outstanding = 0  # asked for and not yet here
         self._waiting = 0  # callers
-        self._generation = 0
-        self._progress = 0
-        self._call: Any = None
-        self._failure: ReverbError | None = None
-        self._closing = False
         self._once = info is not None and info.max_times_sampled == 1
         self._seen: collections.OrderedDict[int, None] = collections.OrderedDict()
         self.num_repeated = 0
-        self.num_reconnects = 0
         self.num_rate_limited = 0
-        self._thread = threading.Thread(target=self._run, name=f"reverb-sample-{client.address}", daemon=True)
-        client.adopt(self)  # from now on it may be aborted
-        self._thread.start()
+        self._start()
 
     def sample(self, timeout_s: float | None = None) -> Sample:
         """The next sample.
@@ -129,16 +115,11 @@ class Sampler:
                 if self._room():
                     self._work.notify_all()
                 while not self._ready:
-                    if self._failure is not None:
-                        raise self._failure
-                    if self._closing:
-                        raise ReverbError(f"this sampler of {self._client.address} is closed")
+                    self._check("sampler")
                     remaining = deadline - time.monotonic()
-                    progress = self._progress
                     if remaining <= 0:
                         raise self._late(timeout_s)
-                    if not self._data.wait(min(remaining, silent_s)) and progress == self._progress and remaining > silent_s:
-                        self._probe(min(_PROBE_S, remaining))
+                    self._wait(remaining, silent_s)
                 entries = self._ready.popleft()
             finally:
                 self._waiting -= 1
@@ -161,110 +142,46 @@ class Sampler:
                     return
                 raise
 
-    def _probe(self, timeout_s: float) -> None:
-        """A connection that died without a word looks like an empty table. Breaks the stream unless the server answers."""
-        call = self._call
-        self._lock.release()
-        try:
-            self._client.server_info(timeout_s)
-        except ReverbError:
-            if call is not None:
-                call.cancel()
-        finally:
-            self._lock.acquire()
-
     def _late(self, timeout_s: float) -> Timeout:
-        self._lock.release()
-        try:
-            state = self._client.state_of(self.table)
-        finally:
-            self._lock.acquire()
         return Timeout(
             f"a sampler of table {self.table!r} waited {timeout_s:.1f} s for an item from the Reverb server at "
-            f"{self._client.address}: {state}"
+            f"{self._client.address}: {self._state_of(self.table)}"
         )
 
+    def _begin(self) -> None:
+        self._outstanding, self._arriving = 0, []
+
+    def _wanted(self) -> bool:
+        return self._room()
+
+    def _table(self) -> str:
+        return self.table
+
+    def _rate_limited(self) -> bool:
+        self.num_rate_limited += 1
+        self._progress += 1
+        return True
+
     def _requests(self, generation: int) -> Iterator[bytes]:
-        """What gRPC sends, written ahead of the answers: runs in a thread of gRPC's for as long as the stream lives."""
         request = wire.SampleStreamRequest(table=self.table, num_samples=self._request_size)
         request.rate_limiter_timeout.milliseconds = max(int(1000 * self._limit_s), 1)
         data = request.SerializeToString()
         while True:
             with self._lock:
-                while generation == self._generation and not self._closing and not self._room():
+                while not self._over(generation) and not self._room():
                     self._work.wait()
-                if generation != self._generation or self._closing:
+                if self._over(generation):
                     return
                 self._outstanding += self._request_size
             yield data
 
-    def _run(self) -> None:
-        futile = 0
-        while True:
-            with self._lock:
-                self._generation += 1
-                self._outstanding = 0
-                # A full store needs no stream, and an idle one would be closed for its silence by some networks.
-                while not self._room() and not self._closing:
-                    self._work.wait()
-                if self._closing:
-                    return
-                generation, before = self._generation, self._progress
-            problem = self._stream(generation)
-            with self._lock:
-                self._generation += 1
-                self._work.notify_all()
-                self._data.notify_all()
-                if self._closing:
-                    return
-                futile = futile + 1 if self._progress == before else 0
-            if problem is None:
-                continue
-            if isinstance(problem, ReverbError) or futile > _MAX_FUTILE:
-                self._fail(
-                    problem
-                    if isinstance(problem, ReverbError)
-                    else ReverbError(f"sampling at {self._client.address} fails again and again: {problem}")
-                )
-                return
-            try:
-                time.sleep(min(0.05 * 2**futile, 1.0))
-                self._client.await_server(self._reconnect_s, lambda: self._closing)
-            except ReverbError as error:
-                self._fail(error)
-                return
-            self.num_reconnects += 1
-
-    def _stream(self, generation: int) -> Any:
-        """One stream from its opening to its end. Returns None to open another, a ReverbError to fail, or why it broke."""
-        entries: list[Any] = []  # of the item that is arriving: a large one comes in several
-        try:
-            call = self._client.stream("SampleStream", self._requests(generation), wire.SampleStreamResponse)
-            self._call = call
-            for answer in call:
-                arrived = []
-                for entry in answer.entries:
-                    entries.append(entry)
-                    if entry.end_of_sequence:
-                        arrived.append(entries)
-                        entries = []
-                self._receive(arrived)
-        except ValueError:  # of gRPC, on a closed channel
-            return ReverbError(f"the client of {self._client.address} is closed")
-        except grpc.RpcError as error:
-            from podracer.stores.reverb.client import TRANSIENT
-
-            code = error.code()
-            if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self.num_rate_limited += 1
-                self._progress += 1
-                return None
-            if code in TRANSIENT:
-                return f"{code.name}: {error.details()}"
-            return self._client.translate(error, "sampling", self.table)
-        return "the server ended the stream"
-
-    def _receive(self, items: list[list[Any]]) -> None:
+    def _receive(self, answer: Any) -> None:
+        items = []
+        for entry in answer.entries:
+            self._arriving.append(entry)
+            if entry.end_of_sequence:
+                items.append(self._arriving)
+                self._arriving = []
         with self._lock:
             self._outstanding = max(self._outstanding - len(items), 0)
             if self._once:
@@ -272,7 +189,7 @@ class Sampler:
                 self._work.notify_all()  # what was passed over makes room
             self._ready += items
             self._progress += 1  # part of a large item is life too
-            self._data.notify(len(items))
+            self._news.notify(len(items))
 
     def _is_new(self, key: int) -> bool:
         if key in self._seen:
@@ -301,12 +218,6 @@ class Sampler:
             rate_limited=info.rate_limited,
         )
 
-    def _fail(self, error: ReverbError) -> None:
-        with self._lock:
-            self._failure = error
-            self._work.notify_all()
-            self._data.notify_all()
-
     def close(self) -> list[Sample]:
         """Ends the stream once the server has answered what was asked. Returns the samples that nobody took.
 
@@ -315,7 +226,7 @@ class Sampler:
         with self._lock:
             self._closing = True
             self._work.notify_all()
-            self._data.notify_all()
+            self._news.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=self._limit_s * 2 + 2.0)
         self.abort()
@@ -330,7 +241,7 @@ class Sampler:
             self._closing = True
             call = self._call
             self._work.notify_all()
-            self._data.notify_all()
+            self._news.notify_all()
         if not self._thread.is_alive():  # or not yet: one that begins now finds `_closing` and ends
             return
         if call is not None:

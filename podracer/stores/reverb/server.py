@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from podracer.stores.reverb import install
-from podracer.stores.reverb.client import Client
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import ReverbError, ServerDied, Timeout
 from podracer.stores.reverb.tables import Table
 
@@ -133,12 +133,14 @@ class ReverbServer:
         if "port" not in answer:
             self._end()
             reason = answer.get("error") or f"exit code {self._process.returncode}{self._last_words()}"
+            if "Address already in use" in reason:
+                reason = f"port {self._port} of {self._host} is in use: choose another, or 0 for a free one"
             raise ServerDied(f"the Reverb server could not start: {' '.join(reason.split())}")
         self._port = int(answer["port"])
 
     def _check_restored(self) -> None:
-        with Client(self.address) as client:
-            restored = client.server_info(_GRACE_S).tables
+        with Connection(self.address) as connection:
+            restored = connection.server_info(_GRACE_S).tables
         for table in self.tables:
             for name in _KEPT:
                 have, want = getattr(restored[table.name], name), getattr(table, name)

@@ -182,4 +182,5 @@ class Table:
         except TypeError:
             raise ValueError(f"{text!r}: a {kind} has no such setting") from None
         except ValueError as error:
-            raise ValueError(f"{text!r}: {error}") from None
+            wrong = "sizes and settings are numbers" if "convert" in str(error) else str(error)
+            raise ValueError(f"{text!r}: {wrong}") from None

@@ -4,17 +4,15 @@ import collections
 import dataclasses
 import os
 import random
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from podracer.stores.reverb import structure, tensors, wire
+from podracer.stores.reverb.connection import Connection
 from podracer.stores.reverb.errors import ItemTooLarge, SignatureMismatch
 from podracer.stores.reverb.insert_stream import Chunk, InsertStream, Item, keep_field
 from podracer.stores.reverb.tensors import Compression
-
-if TYPE_CHECKING:
-    from podracer.stores.reverb.client import Client
 
 _OVERHEAD = 4096  # bytes of an item's request beside its chunks, generously
 
@@ -52,30 +50,25 @@ def _refuse_large(size: int, table: str) -> None:
         raise ItemTooLarge(f"an item of {size / 2**30:.2f} GiB for table {table!r}: Reverb carries 2 GiB - 1 at most; split it")
 
 
-class Writer:
-    """Inserts whole trees, one item each; a context manager. Safe to use from several threads.
-
-    Leaving the context waits until all items are confirmed, unless it is left by an exception. After a lost connection the
-    writer connects again and sends unconfirmed items again: an item is inserted at least once. What a restarted server
-    remembers of confirmed items is its last checkpoint.
-    """
+class _ItemStream:
+    """What both writers have: an insert stream, and its end."""
 
     def __init__(
         self,
-        client: "Client",
+        client: Connection,
         *,
         max_in_flight: int = 64,
         compression: Compression = "auto",
         timeout_s: float = 60.0,
         reconnect_s: float = 60.0,
     ):
-        """See `Client.writer`, which makes them.
+        """See `Client.writer` and `Client.window_writer`, which make them.
 
         Args:
           client: whose connection it shares.
           max_in_flight: items sent and not confirmed; more hide the network's latency, and cost memory.
           compression: of arrays; see `tensors.compressed_block`.
-          timeout_s: seconds that `insert`, `flush` and `close` may wait, unless told.
+          timeout_s: seconds that a call may wait, unless told.
           reconnect_s: seconds without a server after which the writer fails for good.
         """
         self._client = client
@@ -92,6 +85,36 @@ class Writer:
     def num_reconnects(self) -> int:
         """How often the stream broke and was opened again."""
         return self._stream.num_reconnects
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Returns once all items are confirmed. Raises Timeout, and what ended the writer."""
+        self._stream.flush(timeout_s)
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """`flush`, then the end. May be called again."""
+        self._stream.close(timeout_s)
+
+    def abort(self) -> None:
+        """Ends at once; items in flight may or may not arrive."""
+        self._stream.abort()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+class Writer(_ItemStream):
+    """Inserts whole trees, one item each; a context manager. Safe to use from several threads.
+
+    Leaving the context waits until all items are confirmed, unless it is left by an exception. After a lost connection the
+    writer connects again and sends unconfirmed items again: an item is inserted at least once. What a restarted server
+    remembers of confirmed items is its last checkpoint.
+    """
 
     def insert(self, table: str, tree: Any, *, priority: float = 1.0, timeout_s: float | None = None) -> int:
         """Sends one item. Returns its key, by which priorities are updated and items deleted.
@@ -128,27 +151,6 @@ class Writer:
         self._stream.submit(Item(item.key, table, data, (), whole=whole), timeout_s)
         return int(item.key)
 
-    def flush(self, timeout_s: float | None = None) -> None:
-        """Returns once all items are confirmed. Raises Timeout, and what ended the writer."""
-        self._stream.flush(timeout_s)
-
-    def close(self, timeout_s: float | None = None) -> None:
-        """`flush`, then the end. May be called again."""
-        self._stream.close(timeout_s)
-
-    def abort(self) -> None:
-        """Ends at once; items in flight may or may not arrive."""
-        self._stream.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Span:
@@ -159,43 +161,25 @@ class _Span:
     length: int
 
 
-class WindowWriter:
+class WindowWriter(_ItemStream):
     """Items that are windows over one stream of steps; a context manager. For one thread.
 
     Each step is sent once, in a chunk of up to `chunk_length` steps, however many windows share it. The server sends whole
     chunks to samplers, so a chunk should be no longer than the distance between windows.
     """
 
-    def __init__(
-        self,
-        client: "Client",
-        *,
-        chunk_length: int,
-        max_window: int,
-        max_in_flight: int = 64,
-        compression: Compression = "auto",
-        timeout_s: float = 60.0,
-        reconnect_s: float = 60.0,
-    ):
-        """See `Client.window_writer`, which makes them, and `Writer` for what is the same.
-
-        Args:
-          client: whose connection it shares.
-          chunk_length: steps of a chunk; a window's end also ends one.
-          max_window: steps of the longest window.
-          max_in_flight: items sent and not confirmed.
-          compression: of arrays.
-          timeout_s: seconds that `create_item`, `flush` and `close` may wait, unless told.
-          reconnect_s: seconds without a server after which the writer fails for good.
+    def __init__(self, client: Connection, *, chunk_length: int, max_window: int, **options: Any):
+        """Args:
+        client: whose connection it shares.
+        chunk_length: steps of a chunk; a window's end also ends one.
+        max_window: steps of the longest window.
+        options: as of `Writer`.
         """
         if not 1 <= chunk_length <= max_window:
             raise ValueError(f"chunk_length {chunk_length} must be between 1 and max_window {max_window}")
-        self._client = client
+        super().__init__(client, **options)
         self._chunk_length = chunk_length
         self._max_window = max_window
-        self._compression = compression
-        self._keys = _Keys()
-        self._stream = InsertStream(client, max_in_flight, timeout_s, reconnect_s)
         self._spec: structure.Checker | None = None
         self._example: Any = None
         self._spans: collections.deque[_Span] = collections.deque()
@@ -207,11 +191,6 @@ class WindowWriter:
         self._num_steps = 0
         self._spans.clear()
         self._steps.clear()
-
-    @property
-    def num_unconfirmed(self) -> int:
-        """Items in flight."""
-        return self._stream.num_unconfirmed
 
     def append(self, step: Any) -> None:
         """Adds one step, a tree of arrays; all steps have the same structure, dtypes and shapes.
@@ -273,24 +252,3 @@ class WindowWriter:
     def end_episode(self) -> None:
         """Later windows do not reach back beyond here."""
         self._start_episode()
-
-    def flush(self, timeout_s: float | None = None) -> None:
-        """Returns once all items are confirmed. Raises Timeout, and what ended the writer."""
-        self._stream.flush(timeout_s)
-
-    def close(self, timeout_s: float | None = None) -> None:
-        """`flush`, then the end. May be called again."""
-        self._stream.close(timeout_s)
-
-    def abort(self) -> None:
-        """Ends at once; items in flight may or may not arrive."""
-        self._stream.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
