@@ -20,7 +20,7 @@ from typing import Any
 import common
 import numpy as np
 
-from podracer.metrics.pictures import curve
+from podracer.metrics.log import read_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +72,18 @@ CASES = {
         2,
         {"queue in the process": Arm(), "through Reverb": Arm(("sebulba.store=reverb",))},
     ),
+    "muzero_key_door": Case(
+        "MuZero on a key and a door, Anakin",
+        "anakin --agent muzero --env gridworld/key_door --set eval_episodes=100",
+        120_000,
+        3,
+        {"search in the environment": Arm(), "baseline: One-Step, the same network": Arm(_ONE_STEP, control=True)},
+    ),
     "muzero_sokoban": Case(
         "MuZero on Sokoban (mini), Anakin",
-        "anakin --agent muzero --env sokoban/mini --set eval_episodes=100 --set agent.decay_updates=1563",
-        100_000,
-        2,
+        "anakin --agent muzero --env sokoban/mini --set agent.decay_updates=4688",
+        300_000,
+        1,
         {"search in the environment": Arm(), "baseline: One-Step, the same network": Arm(_ONE_STEP, control=True)},
     ),
     "r2d2_tmaze": Case(
@@ -104,7 +111,12 @@ def run(words: list[str], run_dir: Path) -> tuple[np.ndarray, np.ndarray, list[f
         raise SystemExit(f"podracer launch {' '.join(words)} ended with exit code {done.returncode}")
     summary = json.loads((run_dir / "summary.json").read_text())
     each = summary.get("seeds", [summary])
-    steps, returns = curve(run_dir)
+    rows = [row for row in read_rows(run_dir) if row.get("episode_return") is not None]
+    steps = np.array([row["num_agent_steps"] / len(each) for row in rows])
+    episodes, returns = (
+        np.array([np.atleast_1d(row[name]) for row in rows], np.float64) for name in ("episodes", "episode_return")
+    )
+    returns[episodes < 0.25 * np.median(episodes, axis=0)] = np.nan  # too few for a mean: the first rows are short
     return steps, returns, [seed["eval_return_mean"] for seed in each], summary["agent_steps_per_second"]
 
 

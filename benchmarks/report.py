@@ -17,7 +17,9 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +51,7 @@ SECTIONS = {
     "curves_muesli": Section("Learning: Muesli on Catch", ("learning.py muesli_catch",)),
     "curves_impala": Section("Learning: IMPALA on CartPole, in turns and with a lag", ("learning.py impala_cartpole",)),
     "curves_reverb": Section("Learning: Muesli on CartPole, through Reverb and without", ("learning.py muesli_cartpole",)),
-    "curves_muzero": Section("Learning: MuZero on Sokoban", ("learning.py muzero_sokoban",)),
+    "curves_muzero": Section("Learning: MuZero on a key and a door", ("learning.py muzero_key_door",)),
     "curves_r2d2": Section("Learning: R2D2 on a T-maze", ("learning.py r2d2_tmaze",)),
     "curves_cca": Section(
         "Learning: counterfactual credit assignment",
@@ -60,7 +62,7 @@ SECTIONS = {
     ),
     "curves_himo": Section("Learning: hindsight modelling", ("himo.py values --processes 4 --updates 8000",)),
     "curves_nav": Section(
-        "Learning: Nav in a maze", ("nav.py random --arms LSTM Nav Nav+D2 untrained --seeds 2 --steps 1000000",)
+        "Learning: Nav in a maze", ("nav.py random --arms LSTM Nav Nav+D2 untrained --seeds 2 --steps 600000",)
     ),
     "speed_anakin": Section(
         "Speed of Anakin against its bare parts",
@@ -97,20 +99,20 @@ SECTIONS = {
 def run_section(name: str, given: dict[str, str]) -> bool:
     """Runs the commands of a section and writes its data file. Returns whether all ended well."""
     section, runs = SECTIONS[name], []
+    path = FOLDER / "data" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     for words in section.commands:
         shown = words.format(**{key: Path(value).name if "/" in value else value for key, value in given.items()})
         runs.append(run_command(words.format(**given), shown))
-    path = FOLDER / "data" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "section": name,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        "commit": commit(),
-        "seconds": round(sum(run["seconds"] for run in runs), 1),
-        "machine": common.machine(),
-        "runs": runs,
-    }
-    path.write_text(json.dumps(facts, indent=1, sort_keys=False) + "\n")
+        facts = {
+            "section": name,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+            "commit": commit(),
+            "seconds": round(sum(run["seconds"] for run in runs), 1),
+            "machine": common.machine(),
+            "runs": runs,
+        }
+        path.write_text(json.dumps(facts) + "\n")  # after each: who stops it in between keeps what there is
     return all(run["exit_code"] == 0 for run in runs)
 
 
@@ -118,6 +120,7 @@ def run_command(words: str, shown: str) -> dict[str, Any]:
     """Runs one benchmark; what it says beside its lines goes to the terminal."""
     print(f"--- python benchmarks/{shown}", file=sys.stderr, flush=True)
     start, output, code, error = time.monotonic(), "", 1, ""
+    load = os.getloadavg()[0]  # of the last minute: what else the machine does
     command = [sys.executable, *shlex.split(words)]
     command[1] = str(ROOT / "benchmarks" / command[1])
     try:
@@ -134,6 +137,7 @@ def run_command(words: str, shown: str) -> dict[str, Any]:
     return {
         "command": f"python benchmarks/{shown}",
         "seconds": round(time.monotonic() - start, 1),
+        "load": round(load, 1),
         "exit_code": code,
         **({"error": last[0][:300]} if last else {}),
         **stamps,
@@ -194,4 +198,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the benchmark that runs ends too
     sys.exit(main())

@@ -88,8 +88,12 @@ def _section(folder: Path, name: str, data: Mapping[str, Any]) -> Iterator[str]:
     for run in data["runs"]:
         if run["exit_code"] != 0:
             yield f"**Failed** with exit code {run['exit_code']}: `{run['command']}`: {run.get('error', 'it said nothing')}\n"
-    yield "\n".join(f"* `{run['command']}`, {run['seconds']:,.0f} s{_versions(run)}" for run in data["runs"])
+    yield "\n".join(f"* `{run['command']}`, {run['seconds']:,.0f} s{_load(run)}{_versions(run)}" for run in data["runs"])
     yield f"\n{data['date']}, commit `{data['commit']}`, {_machine(data['machine'])}.\n"
+
+
+def _load(run: Line) -> str:
+    return f", beside a load of {run['load']:.1f}" if run.get("load", 0) > 0.5 else ""
 
 
 def _versions(run: Line) -> str:
@@ -111,10 +115,13 @@ def _curves(lines: Sequence[Line], folder: Path, stem: str) -> str:
     rows = []
     for panel, case in zip(axes[0], cases, strict=True):
         own = [line for line in lines if line["case"] == case]
+        controls = [line["arm"] for line in own if line["control"]]
         for i, line in enumerate(own):
             curve = line["curve"]
             at, values = np.array(curve["at"]), np.array(curve["values"], np.float64)
-            colour, style = ("0.45", "--") if line["control"] else (f"C{i}", "-")
+            colour, style = f"C{i}", "-"
+            if line["control"]:
+                colour, style = "0.45", ("--", ":", "-.")[controls.index(line["arm"]) % 3]
             common.band(panel, at, values, line["arm"], colour, style)
             late = np.nanmean(values[at > (1 - common.LAST_SHARE) * at[-1]], axis=0)
             rows.append([line["title"], line["arm"], common.spread(late), *_ends(line), f"{at[-1]:,.0f}", values.shape[1]])
