@@ -85,7 +85,7 @@ def agent_class(name: str) -> Any:
     from podracer.agent import Agent
 
     found = _load(AGENTS, name)
-    if not (isinstance(found, type) and issubclass(found, Agent)):
+    if not (isinstance(found, type) and issubclass(found, Agent) and found is not Agent):
         raise NotFound(f"agent {name!r} is {found!r}, which is no subclass of podracer.agent.Agent")
     return found
 

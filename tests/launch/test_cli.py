@@ -44,6 +44,7 @@ def test_help_imports_nothing_heavy(arguments: str) -> None:
         ([*LAUNCH, "--agent", "impala", "--env", "cach"], "did you mean catch?"),
         ([*LAUNCH, "--agent", "nowhere:Agent", "--env", "catch"], "no module 'nowhere'"),
         ([*LAUNCH, "--agent", "tiny_parts:MISSING", "--env", "catch"], "no subclass of podracer.agent.Agent"),
+        ([*LAUNCH, "--agent", "podracer.agent:Agent", "--env", "catch"], "no subclass of podracer.agent.Agent"),
         ([*RUN, "--env", "tiny_parts:MISSING"], "pip install 'podracer-rl[nothing]'"),
         ([*RUN, "--env", "tiny_parts:SUITE/task"], "unknown environment"),
         ([*RUN, "--stepz", "5"], "No such option '--stepz'"),
