@@ -105,7 +105,11 @@ def sebulba_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of Sebulba alone: short forms of `--set sebulba.*`."""
     options = [
         click.option("--actor-devices", type=Count(1), help="Devices that act.  [default: a quarter, or the only one]"),
-        click.option("--learner-devices", type=Count(1), help="Devices that learn.  [default: the others, or the only one]"),
+        click.option(
+            "--learner-devices",
+            type=Count(1),
+            help="Devices that learn.  [default: of the others, as many as divide the environments]",
+        ),
         click.option("--max-lag", type=Count(0), help="Updates that may lie between acting and learning.  [default: 4]"),
         click.option(
             "--store",

@@ -39,7 +39,7 @@ class SebulbaConfig:
     """Settings of the Sebulba runtime. An actor has `anakin.num_envs` environments; an update learns from one of its unrolls.
 
     actor_devices, learner_devices: how many; the first ones act. 0 for both: on a single device both share it, of several a
-      quarter act and the others learn.
+      quarter act, and of the others as many learn as divide the environments.
     threads: actors on each actor device; one's environments step while another's device works. 0 leaves all acting to
       other processes (`podracer actor`).
     max_lag: updates that may lie between the parameters that acted and the update that learns from it.

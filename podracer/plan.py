@@ -87,6 +87,9 @@ def make_plan(job: JobConfig, agent: Agent, available_devices: int) -> Plan:
     num_devices = job.num_devices or available_devices
     if actors:
         num_devices = learner_devices(job.sebulba, available_devices)
+        if not job.sebulba.learner_devices:
+            shares = num_envs // max(job.num_hosts * job.anakin.minibatches, 1)
+            num_devices = max((n for n in range(1, num_devices + 1) if shares % n == 0), default=1)
     for name, value in (
         ("--steps", job.num_steps),
         ("anakin.num_envs", num_envs),
@@ -164,7 +167,7 @@ def make_plan(job: JobConfig, agent: Agent, available_devices: int) -> Plan:
 
 
 def learner_devices(config: SebulbaConfig, available: int) -> int:
-    """How many of a host's devices learn. Raises ConfigError: too few devices, or numbers that cannot be."""
+    """How many of a host's devices may learn. Raises ConfigError: too few devices, or numbers that cannot be."""
     return config.learner_devices or max(available - _actor_plan(config, available).first_learner, 1)
 
 

@@ -54,3 +54,19 @@ def test_refusals_are_one_line_that_says_what_to_do(fields, line):
     with pytest.raises(config.ConfigError, match=line) as error:
         make(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "acting", "learning"),
+    [
+        ({}, 2, 4),
+        ({"sebulba.sync": True}, 1, 4),
+        ({"anakin.minibatches": 4}, 2, 4),
+        ({"anakin.num_envs": 42}, 2, 6),
+        ({"anakin.num_envs": 5}, 2, 5),
+    ],
+)
+def test_of_the_devices_that_are_left_as_many_learn_as_divide_the_environments(more, acting, learning):
+    made = make(runtime="sebulba", **{"anakin.num_envs": 32, **more})
+    assert made.actors.num_devices == acting
+    assert (made.num_devices, made.num_envs % made.num_devices) == (learning, 0)
