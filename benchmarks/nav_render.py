@@ -1,7 +1,7 @@
 """Speed of `nav/ray_maze`, frames/s against the number of environments and the size of the picture, and how much of depth a
 linear regression reads from the pixels.
 
-    python benchmarks/nav_render.py [speed depth] [--num-envs 32 128 512] [--sizes 4x16 16x32 42x42 84x84] [--maze small] [--out DIR]
+    python benchmarks/nav_render.py [speed depth] [--num-envs 32 128 512] [--sizes 4x16 16x32 42x42 84x84] [--maze small]
 
 A frame is one step of one environment with random actions: physics, picture, all labels, rewards and resets, in one program.
 `speed`: sizes and batches take turns within each round; a JSON line for each of them, a table, and `nav_render.png` in `--out`.
