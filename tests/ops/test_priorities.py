@@ -2,9 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from podracer.ops import priorities
 from podracer.types import Trajectory
+
+pytestmark = pytest.mark.quick
 
 
 def test_priorities_mix_the_largest_and_the_mean_error():
