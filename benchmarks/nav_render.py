@@ -1,13 +1,14 @@
 """Speed of `nav/ray_maze`, frames/s against the number of environments and the size of the picture, and how much of depth a
 linear regression reads from the pixels.
 
-    python benchmarks/nav_render.py [--num-envs 32 128 512] [--sizes 4x16 16x32 42x42 84x84] [--maze small] [--out DIR]
+    python benchmarks/nav_render.py [speed depth] [--num-envs 32 128 512] [--sizes 4x16 16x32 42x42 84x84] [--maze small]
 
 A frame is one step of one environment with random actions: physics, picture, all labels, rewards and resets, in one program.
-Cases take turns within each round. Prints one JSON line a case, a table, and one JSON line a size for the regression; leaves
-`nav_render.png` in `--out`.
+`speed`: sizes and batches take turns within each round; a JSON line for each of them, a table, and `nav_render.png` in `--out`.
+`depth`: the regression, a JSON line a size.
 """
 
+import argparse
 import statistics
 import time
 from pathlib import Path
@@ -70,14 +71,23 @@ class Case:
 
 def main() -> None:
     """Measures and prints."""
-    parser = common.parser(__doc__, out="nav_render")
+    parser = common.parser(__doc__, ("speed", "depth"), "nav_render")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--sizes", nargs="+", default=["4x16", "16x32", "42x42", "84x84"])
     parser.add_argument("--maze", default="small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    options = common.parse(parser)
+    options = common.parse(parser, ("speed", "depth"))
     sizes = [(int(height), int(width)) for height, width in (size.split("x") for size in options.sizes)]
+    if "speed" in options.cases:
+        speed(options, sizes)
+    if "depth" in options.cases:
+        for size in sizes:
+            common.emit("nav_render depth", case=_text(size), **readable(size, options.maze))
+
+
+def speed(options: argparse.Namespace, sizes: list[tuple[int, int]]) -> None:
+    """Measures, prints and draws."""
     cases = [Case(num_envs, size, options.maze) for size in sizes for num_envs in options.num_envs]
     for case in cases:
         case.call()  # compiles
@@ -95,8 +105,6 @@ def main() -> None:
         common.emit("nav_render", case=f"ray_maze, {options.maze}, {_text(case.size)}", **facts)
     rows = [[_text(size), *(f"{rates[size, batch]:,.0f}" for batch in options.num_envs)] for size in sizes]
     print(common.table(["picture", *(f"{batch} environments" for batch in options.num_envs)], rows))
-    for size in sizes:
-        common.emit("nav_render depth", case=_text(size), **readable(size, options.maze))
     _draw(rates, sizes, options.num_envs, f"nav/ray_maze, maze={options.maze}", options.out / "nav_render.png")
 
 

@@ -74,7 +74,7 @@ SECTIONS = {
         "Speed of environments",
         (
             "host_environments.py atari/pong 'atari/pong env.backend=ale' gymnasium/CartPole-v1 --rounds 5 --seconds 1",
-            "nav_render.py --num-envs 32 --rounds 5 --seconds 0.7",
+            "nav_render.py speed --num-envs 32 --rounds 5 --seconds 0.7",
         ),
     ),
     "peers_anakin": Section(
