@@ -28,8 +28,9 @@ class DmControlConfig:
     max_steps: time limit in agent steps; 0 keeps the task's own.
     num_workers: processes; 0 is one per core.
 
-    Mazes read height, width, action_repeat, max_steps and num_workers, and, as `envs/nav/config.py` explains them, maze,
-    maze_seed and depth_input. What they observe and label is fixed.
+    Mazes read height, width, action_repeat, max_steps and num_workers, and these. What they observe and label is fixed.
+
+    maze, maze_seed, depth_input: of mazes alone; see `envs/nav/config.py`.
     """
 
     observation: Literal["states", "dict", "pixels", "depth"] = "states"

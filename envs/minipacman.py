@@ -42,7 +42,7 @@ class MinipacmanConfig:
     power_steps: steps that a power pill keeps ghosts edible. death_reward: for being caught, beside what the step eats.
     num_mazes: 0 draws a new maze for every episode; N > 0 one of the mazes `first_maze .. first_maze + N - 1` of a list in
       which none has the walls of another, so that ranges that do not overlap share no maze. Where agent and ghosts start
-      is drawn anew in every episode.
+      is drawn anew in every episode. first_maze: where in the list.
     max_steps: time limit, a truncation; 0 for the task's own.
     """
 

@@ -75,8 +75,8 @@ class CcaConfig:
 
     unroll_length: `T`, slots. Episodes of L steps fill L + 1 slots: with `T = L + 1`, or a multiple, unrolls hold whole ones.
     microbatch: see `podracer.agent.DataSpec`. discount: the agent's own. reward_scale: multiplies rewards while learning.
-    value_cost: weight of the value losses beside the policy gradient's 1. entropy_cost: falls linearly to 0 over decay_updates
-      updates (0: stays).
+    value_cost: weight of the value losses beside the policy gradient's 1. entropy_cost: of the policy's entropy.
+      decay_updates: updates over which it falls linearly to 0; 0 keeps it.
     learning_rate: of Adam. classifier_learning_rate: of the classifier's own Adam. max_gradient_norm: of each of the two.
     classifier_steps: of the classifier alone, before each update and on the same batch: what it does not know of the action,
       `Phi` is free to tell.

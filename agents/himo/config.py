@@ -36,7 +36,7 @@ class HiMoConfig:
 
     unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own.
     learning_rate, adam_epsilon: of Adam. decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0
-      keeps them. max_gradient_norm.
+      keeps them. max_gradient_norm: what the global norm of gradients is clipped to.
     """
 
     base: Literal["vtrace", "r2d2"] = "vtrace"

@@ -20,7 +20,8 @@ class MuesliConfig:
 
     unroll_length: `T`. replay_share: share of replayed sequences in a batch, k / (k + 1). replay_capacity: in unrolls.
 
-    discount: the agent's own. learning_rate: of AdamW, falling linearly to 0 over decay_updates updates (0: constant).
+    discount: the agent's own. learning_rate: of AdamW. decay_updates: updates over which it falls linearly to 0; 0
+      keeps it.
     weight_decay: of AdamW. max_update: limit of each coordinate of Adam's update, before the learning rate.
     target_rate: step of the target network towards the online one, at every update.
 

@@ -43,10 +43,11 @@ class MuZeroConfig:
     acting: `search` plays what the search chose, `prior` a sample of the policy network. targets: `search`, or `one_step`: of a
       search of depth 1 with the same budget. Hamrick et al. 2021 call these: One-Step (prior, one_step), Learn (prior,
       search), Data (search, one_step), Learn+Data (search, search), each evaluated by the policy, and MuZero (Learn+Data+Eval).
-    temperatures: of the choice by visits (`puct`); the next one from each of temperature_updates on. temperature_moves: after
+    temperatures: of the choice by visits (`puct`); the next one begins at each of temperature_updates.
+      temperature_updates: numbers of updates, one less than temperatures. temperature_moves: after
       so many moves of an episode it is 0; 0 leaves it.
 
-    unroll_length: `T`. replay_share, replay_capacity (in unrolls), updates_per_unroll: of data. priority_exponent: alpha, of
+    unroll_length: `T`. replay_share, replay_capacity, updates_per_unroll: see `podracer.agent.DataSpec`. priority_exponent: alpha, of
       replay by `|value - target|`, of the value that targets bootstrap from; importance_exponent: beta, of weights that are
       not normalised, so that at 1 the mean is unbiased. microbatch: see `DataSpec`.
     reanalyze_share: share of the batch that is searched again, with the target network, before it is learned from: of every
@@ -59,8 +60,9 @@ class MuZeroConfig:
     discount: the agent's own. return_steps: `n` of value targets, or more than T for returns to the end of the unroll.
     model_steps: `K`. dynamics_gradient: what each step of the model lets through of the gradient to the state before it.
     policy_weight, value_weight, reward_weight: of the losses.
-    optimizer: `sgd` with momentum, or `adam`. learning_rate: falls over decay_updates updates (0: constant), `linear` to 0,
-      `exponential` or in `steps` to a tenth each. weight_decay. max_gradient_norm.
+    optimizer: `sgd` with momentum, or `adam`. momentum: of `sgd`. learning_rate: at the start. decay_updates: updates over which
+      it falls; 0 keeps it. decay: how, `linear` to 0, `exponential` or in `steps` to a tenth each. weight_decay: a penalty on
+      the norm, decoupled for `adam`. max_gradient_norm: what the global norm of gradients is clipped to.
     """
 
     network: Literal["mlp", "resnet"] = "mlp"

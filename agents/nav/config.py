@@ -24,11 +24,12 @@ class NavConfig(ActorCriticConfig):
       `d ** depth_power`; the paper's 10 is for a depth that is near 1 almost everywhere, and of one in proportion to distance,
       such as that of our mazes, it would leave nothing to tell. depth_hidden: hidden widths of a head of depth.
     probe: also learn to tell the position linearly from the memory, where the environment labels it; its gradients go into the
-      probe alone, with a step size of its own, probe_learning_rate.
+      probe alone, with a step size of its own. probe_learning_rate: that step size, of Adam.
 
     unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own. loss_scale: of
-      the whole; the paper sums over time where we take the mean. optimizer, learning_rate, epsilon, max_gradient_norm.
-      decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them.
+      the whole; the paper sums over time where we take the mean.
+    optimizer: `adam`, or the paper's `rmsprop`. learning_rate: of it. epsilon: beside the root of its second moments.
+      max_gradient_norm: what the global norm of gradients is clipped to. decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them.
     """
 
     memory: Literal["none", "lstm", "stacked"] = "stacked"

@@ -19,7 +19,7 @@ class R2D2Config(SequenceConfig):
     unroll_length: `T`, steps of a sequence that are learned. microbatch: see `podracer.agent.DataSpec`. discount: the agent's
       own.
 
-    learning_rate, adam_epsilon: of Adam; the rate falls linearly to 0 over decay_updates updates (0: constant).
+    learning_rate, adam_epsilon: of Adam. decay_updates: updates over which the rate falls linearly to 0; 0 keeps it.
     max_gradient_norm: of the loss, which is a sum over time and a mean over sequences.
     """
 

@@ -13,7 +13,7 @@ def describe(docstring: str, names: Iterable[str]) -> tuple[str, dict[str, str]]
     known = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
     if not known:
         return " ".join(docstring.split()), {}
-    head = re.compile(rf"(?:^|\n\s*|(?<=[.;])\s+)((?:{known})(?:,\s+(?:{known}))*):\s")
+    head = re.compile(rf"(?:^|\n\s*|(?<=[.;:])\s+)((?:{known})(?:,\s+(?:{known}))*):\s")
     marks = list(head.finditer(docstring))
     texts: dict[str, str] = {}
     ends = [mark.start() for mark in marks[1:]] + [len(docstring)]

@@ -173,7 +173,9 @@ def _table(config: type, prefix: str, inner: bool = True) -> list[str]:
 
 def _rows(config: type, prefix: str, inner: bool) -> Iterator[tuple[str, str, str, str]]:
     fields = [field for field in dataclasses.fields(config) if field.init]
-    _, texts = describe(config.__doc__ or "", [field.name for field in fields])
+    texts: dict[str, str] = {}
+    for base in reversed(config.__mro__):  # a field is explained where it is declared, or again by who inherits it
+        texts |= describe(base.__doc__ or "", [field.name for field in fields])[1] if dataclasses.is_dataclass(base) else {}
     hints = typing.get_type_hints(config)
     for field in fields:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -184,7 +186,9 @@ def _rows(config: type, prefix: str, inner: bool) -> Iterator[tuple[str, str, st
             continue
         if default is dataclasses.MISSING or prefix + field.name in NOT_SETTINGS:  # what a command says in other words
             continue
-        yield f"{prefix}{field.name}", _kind(hint), f"`{default!r}`", _cell(texts.get(field.name, ""))
+        if not texts.get(field.name):
+            raise SystemExit(f"{config.__module__}: the docstring of {config.__name__} does not say what {field.name} is")
+        yield f"{prefix}{field.name}", _kind(hint), f"`{default!r}`", _cell(texts[field.name])
 
 
 def _inner(value: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:

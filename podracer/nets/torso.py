@@ -30,6 +30,7 @@ class TorsoConfig:
     `nature` for others.
 
     hidden: widths of the fully connected layers at the end. channel_scale: multiplies the channels of convolutions.
+    activation: after the fully connected layers; convolutions have ReLU.
     """
 
     kind: Literal["auto", "mlp", "nature", "a3c", "impala", "small_conv"] = "auto"

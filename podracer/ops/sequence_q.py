@@ -21,7 +21,7 @@ from podracer.types import Array, Key, Mode, TimeStep
 class SequenceConfig:
     """burn_in: steps before the learned ones, at most an unroll, that only warm up the recurrent state.
 
-    replay_share, replay_capacity (in unrolls), updates_per_unroll: see `podracer.agent.DataSpec`. priority_exponent: alpha, of
+    replay_share, replay_capacity, updates_per_unroll: see `podracer.agent.DataSpec`. priority_exponent: alpha, of
       replay by TD errors. priority_mix: eta, how much the largest error of a sequence counts in its priority beside the mean.
       importance_exponent: beta, of weights that are not normalised; 0 leaves them out, as the paper does.
     return_steps: `n`. rescale: values are `h` of returns; see `double_q_targets`. target_period: updates between copies to the
