@@ -1,4 +1,4 @@
-"""An environment in one file: the cliff walk of Sutton and Barto. Two built-in agents are trained on it.
+"""An environment in one file: the cliff walk of Sutton and Barto. A built-in agent is trained on it.
 
     python examples/cliff.py
 
@@ -75,10 +75,9 @@ def main() -> None:
     from podracer.launch.job import Request, new_job
     from podracer.launch.train import train
 
-    for agent in ("impala", "muesli"):
-        # Settings that suit another small environment are a start; `settings=["agent.learning_rate=1e-3"]` goes over them.
-        job, preset = new_job(Request("anakin", agent=agent, env="cliff:SUITE", preset="catch", steps=150_000))
-        train(job, preset, Path("runs") / f"cliff-{agent}")
+    settings = ("agent.learning_rate=3e-3", "eval_episodes=16")
+    job, _ = new_job(Request("anakin", agent="impala", env="cliff:SUITE", steps=300_000, settings=settings))
+    train(job, "", Path("runs") / "cliff")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The examples run as they stand, and learn."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name, folder):
-    done = subprocess.run([sys.executable, EXAMPLES / name], cwd=folder, capture_output=True, text=True, check=False)
+    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # the devices that a user has
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -24,10 +28,9 @@ def test_the_agent_learns_in_both_runtimes(tmp_path):
         assert evaluation(tmp_path / "runs" / f"q_learning-{runtime}") > 0.8
 
 
-def test_agents_learn_the_environment(tmp_path):
+def test_an_agent_learns_the_environment(tmp_path):
     run("cliff.py", tmp_path)
-    for agent in ("impala", "muesli"):
-        assert evaluation(tmp_path / "runs" / f"cliff-{agent}") == 1.0
+    assert evaluation(tmp_path / "runs" / "cliff") == 1.0
 
 
 def test_a_population_is_drawn_evaluated_and_filmed(tmp_path):

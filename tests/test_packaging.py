@@ -92,7 +92,7 @@ def test_commands_work_outside_the_checkout(installed: Path, tmp_path: Path, arg
 
 
 def test_it_trains_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
-    options = ("--agent", "muesli", "--env", "catch", "--steps", "20000", "--run-dir", "run")
+    options = ("--agent", "impala", "--env", "catch", "--steps", "20000", "--run-dir", "run")
     _run(sys.executable, installed / "bin" / "podracer", "launch", "anakin", *options, cwd=tmp_path, PYTHONPATH=str(installed))
     assert (tmp_path / "run" / "summary.json").exists()
 

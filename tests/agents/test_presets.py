@@ -26,6 +26,9 @@ CASES = [(agent, name) for agent in registry.names(registry.AGENTS) for name in 
 def test_a_preset_makes_a_job(agent: str, name: str) -> None:
     if name.startswith("nav/vizdoom"):
         pytest.importorskip("vizdoom", reason="ViZDoom is missing: pip install 'podracer-rl[vizdoom]'")
+    suite = registry.suite(ENVIRONMENTS.get(name, name).partition("/")[0])
+    if not suite.available():
+        pytest.skip(f"{suite.package} is missing: {suite.how_to_get}")
     job, taken = jobs.new_job(jobs.Request("anakin", agent, ENVIRONMENTS.get(name, name), preset=name))
     assert taken == name
     parts = jobs.build(job)
