@@ -36,8 +36,8 @@ class SokobanConfig:
     num_pulls: of boxes away from targets, which draw a level; more make harder levels and slower resets. 0 for the task's own.
     reward: `shaped`, -0.1 a step, 1 for a box that comes onto a target, -1 for one that leaves it, and 10 for the level
       (Weber et al. 2017); or `sparse`, 1 for the level and 0 otherwise.
-    num_levels: 0 draws a new level for every episode; N > 0 one of the levels `first_level .. first_level + N - 1`. first_level: number of
-      the first.
+    num_levels: 0 draws a new level for every episode; N > 0 one of the levels `first_level .. first_level + N - 1`.
+      first_level: the number of the first.
     max_steps: time limit, a truncation; 0 for the task's own.
     """
 

@@ -47,9 +47,9 @@ class MuZeroConfig:
       temperature_updates: numbers of updates, one less than temperatures. temperature_moves: after
       so many moves of an episode it is 0; 0 leaves it.
 
-    unroll_length: `T`. replay_share, replay_capacity, updates_per_unroll: see `podracer.agent.DataSpec`. priority_exponent: alpha, of
-      replay by `|value - target|`, of the value that targets bootstrap from; importance_exponent: beta, of weights that are
-      not normalised, so that at 1 the mean is unbiased. microbatch: see `DataSpec`.
+    unroll_length: `T`. replay_share, replay_capacity, updates_per_unroll: see `podracer.agent.DataSpec`.
+      priority_exponent: alpha, of replay by `|value - target|`, of the value that targets bootstrap from; importance_exponent:
+      beta, of weights that are not normalised, so that at 1 the mean is unbiased. microbatch: see `DataSpec`.
     reanalyze_share: share of the batch that is searched again, with the target network, before it is learned from: of every
       environment as much, replayed unrolls first. A whole number of the `1 / (1 - replay_share)` unrolls of each.
     bootstrap: what value targets bootstrap from: `search`, the values that the searches found while acting, or `target`, those
@@ -60,9 +60,9 @@ class MuZeroConfig:
     discount: the agent's own. return_steps: `n` of value targets, or more than T for returns to the end of the unroll.
     model_steps: `K`. dynamics_gradient: what each step of the model lets through of the gradient to the state before it.
     policy_weight, value_weight, reward_weight: of the losses.
-    optimizer: `sgd` with momentum, or `adam`. momentum: of `sgd`. learning_rate: at the start. decay_updates: updates over which
-      it falls; 0 keeps it. decay: how, `linear` to 0, `exponential` or in `steps` to a tenth each. weight_decay: a penalty on
-      the norm, decoupled for `adam`. max_gradient_norm: what the global norm of gradients is clipped to.
+    optimizer: `sgd` with momentum, or `adam`. momentum: of `sgd`. learning_rate: at the start. decay_updates: updates over
+      which it falls; 0 keeps it. decay: how, `linear` to 0, `exponential` or in `steps` to a tenth each. weight_decay: a penalty
+      on the norm, decoupled for `adam`. max_gradient_norm: what the global norm of gradients is clipped to.
     """
 
     network: Literal["mlp", "resnet"] = "mlp"

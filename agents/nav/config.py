@@ -29,7 +29,8 @@ class NavConfig(ActorCriticConfig):
     unroll_length: agent steps. microbatch: see `podracer.agent.DataSpec`. discount: the agent's own. loss_scale: of
       the whole; the paper sums over time where we take the mean.
     optimizer: `adam`, or the paper's `rmsprop`. learning_rate: of it. epsilon: beside the root of its second moments.
-      max_gradient_norm: what the global norm of gradients is clipped to. decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them.
+      max_gradient_norm: what the global norm of gradients is clipped to.
+      decay_updates: updates over which learning rate and entropy cost fall linearly to 0; 0 keeps them.
     """
 
     memory: Literal["none", "lstm", "stacked"] = "stacked"
