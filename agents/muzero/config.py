@@ -61,8 +61,8 @@ class MuZeroConfig:
     model_steps: `K`. dynamics_gradient: what each step of the model lets through of the gradient to the state before it.
     policy_weight, value_weight, reward_weight: of the losses.
     optimizer: `sgd` with momentum, or `adam`. momentum: of `sgd`. learning_rate: at the start. decay_updates: updates over
-      which it falls; 0 keeps it. decay: how, `linear` to 0, `exponential` or in `steps` to a tenth each. weight_decay: a penalty
-      on the norm, decoupled for `adam`. max_gradient_norm: what the global norm of gradients is clipped to.
+      which it falls; 0 keeps it. decay: how, `linear` to 0, `exponential` or in `steps` to a tenth each. weight_decay: a
+      penalty on the norm, decoupled for `adam`. max_gradient_norm: what the global norm of gradients is clipped to.
     """
 
     network: Literal["mlp", "resnet"] = "mlp"
