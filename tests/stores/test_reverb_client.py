@@ -306,7 +306,7 @@ def test_no_server_at_all():
 
 
 def test_the_server_says_why_it_cannot_start(server):
-    with pytest.raises(ServerDied, match="Address already in use"):
+    with pytest.raises(ServerDied, match=f"port {server.port} of 127.0.0.1 is in use: choose another"):
         ReverbServer(TABLES[:1], port=server.port)
     with pytest.raises(ValueError, match="distinct names"):
         ReverbServer([TABLES[0], TABLES[0]])

@@ -130,6 +130,17 @@ def test_windows_survive_a_crash_with_the_chunks_they_share(server, client):
     assert firsts == set(range(16, 36, 2))  # the windows from step 21 on
 
 
+def test_a_port_that_is_free_only_after_a_moment_is_waited_for(server, client):
+    server.kill()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        threading.Timer(0.5, other.close).start()
+        server.restart()
+    assert client.server_info().tables.keys() == {table.name for table in TABLES}
+
+
 def test_a_waiting_sampler_lives_through_a_restart(server, client):
     got = []
     with client.sampler("queue", rate_limiter_timeout_s=0.5) as sampler:

@@ -19,6 +19,7 @@ from podracer.stores.reverb.connection import ServerInfo, TableInfo
 from podracer.stores.reverb.errors import (
     ItemTooLarge,
     NotInstalled,
+    PortInUse,
     ReverbError,
     ServerDied,
     SignatureMismatch,
@@ -37,6 +38,7 @@ __all__ = [
     "Client",
     "ItemTooLarge",
     "NotInstalled",
+    "PortInUse",
     "ReverbError",
     "ReverbServer",
     "Sample",

@@ -41,3 +41,7 @@ class NotInstalled(ReverbError):
 
 class ServerDied(ReverbError):
     """The server's process has ended by itself. The text has its exit code and its last words."""
+
+
+class PortInUse(ServerDied):
+    """The server could not start: something listens where it should."""

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from podracer.stores.reverb import install
 from podracer.stores.reverb.connection import Connection
-from podracer.stores.reverb.errors import ReverbError, ServerDied, Timeout
+from podracer.stores.reverb.errors import PortInUse, ReverbError, ServerDied, Timeout
 from podracer.stores.reverb.tables import Table
 
 _SCRIPT = Path(__file__).with_name("server_script.py")
@@ -134,7 +134,7 @@ class ReverbServer:
             self._end()
             reason = answer.get("error") or f"exit code {self._process.returncode}{self._last_words()}"
             if "Address already in use" in reason:
-                reason = f"port {self._port} of {self._host} is in use: choose another, or 0 for a free one"
+                raise PortInUse(f"port {self._port} of {self._host} is in use: choose another, or 0 for a free one")
             raise ServerDied(f"the Reverb server could not start: {' '.join(reason.split())}")
         self._port = int(answer["port"])
 
@@ -192,9 +192,9 @@ class ReverbServer:
             while True:
                 try:
                     return self._start(max(deadline - time.monotonic(), 0.1))
-                except ServerDied as error:
+                except PortInUse:
                     # Sockets of the killed process may hold the port for a moment.
-                    if "Address already in use" not in str(error) or time.monotonic() > deadline:
+                    if time.monotonic() > deadline:
                         raise
                 time.sleep(0.1)
 

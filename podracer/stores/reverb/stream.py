@@ -1,5 +1,6 @@
 """A stream to the server that is opened anew when it breaks: what inserting and sampling have in common."""
 
+import abc
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ PROBE_S = 5.0
 _MAX_FUTILE = 20  # streams in a row that broke without any progress
 
 
-class Stream:
+class Stream(abc.ABC):
     """Threads: one of ours that reads, one of gRPC's that writes, and the callers, all behind one lock.
 
     num_reconnects: how often the stream broke and was opened again.
@@ -47,24 +48,25 @@ class Stream:
 
     # What a subclass says. The lock is held, but where it says otherwise.
 
+    @abc.abstractmethod
     def _begin(self) -> None:
         """Another stream will be opened, as soon as it is wanted."""
 
+    @abc.abstractmethod
     def _wanted(self) -> bool:
         """Whether there is anything to open a stream for: an idle one would be closed for its silence by some networks."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _requests(self, generation: int) -> Iterator[bytes]:
         """What gRPC sends, until `_over(generation)`: runs in a thread of gRPC's for as long as the stream lives. No lock."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _receive(self, answer: Any) -> None:
         """Deals with what has come. No lock."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _table(self) -> str:
         """The table that an error is about."""
-        raise NotImplementedError
 
     def _rate_limited(self) -> bool:
         """The server has held a request for as long as it was told to. Whether that may be. No lock."""
