@@ -110,7 +110,6 @@ class Sebulba:
             lambda params: (is_finite(params), drift(params)), mesh=self.mesh, in_specs=P(), out_specs=P(), check_vma=False
         )
         self._program, self._check = jax.jit(update, donate_argnums=0), jax.jit(check)
-        self._add = jax.jit(lambda x, y: jax.tree.map(jnp.add, x, y))  # one call and not one a metric
         self._begin = jax.jit(self._init, out_shardings=self._shardings())
         self._example = functools.lru_cache(lambda num_envs=plan.envs_per_host: example(agent, environment, num_envs))
         self._parameters = Parameters(self.actor_devices)
@@ -155,7 +154,7 @@ class Sebulba:
                     break
                 unroll, ticket, drawn = found
                 state, metrics, priorities = self._program(state, unroll.trajectory, self._on_learner(drawn))
-                sums = metrics if sums is None else self._add(sums, metrics)
+                sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
                 tally.add(unroll, number - unroll.version, len(self._handover))
                 self._publish(number + 1, self.actor_params(state))
                 if drawn is not None and self.plan.priority_exponent:
