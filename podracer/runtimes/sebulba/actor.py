@@ -14,6 +14,7 @@ from podracer.agent import Agent
 from podracer.environment import HostEnvironment
 from podracer.ops import overlap
 from podracer.processes import check_finite
+from podracer.runtimes.learner import is_finite
 from podracer.runtimes.sebulba.parameters import Version
 from podracer.types import FIRST, LAST, ActorState, Array, Key, Mode, Params, TimeStep, Trajectory
 
@@ -80,8 +81,7 @@ class Acting:
             timestep=_write(unroll.timestep, timestep, self.unroll_length),
             actor_output=unroll.actor_output.replace(version=versions),
         )
-        leaves = jax.tree.leaves(unroll.timestep)
-        return unroll, jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+        return unroll, is_finite(unroll.timestep)
 
     def _extend(self, before: Trajectory, unroll: Trajectory, late_state: ActorState) -> tuple[Trajectory, Trajectory]:
         """The unroll with what came before, and its own end, which began in `late_state`, for the next one."""
