@@ -108,7 +108,7 @@ def parts_of(whole: Whole) -> tuple[dict[str, Callable[[], Any]], Callable[[], N
         for t in range(plan.unroll_length):
             action, carry, unroll = acting.step(params, carry, unroll, timestep, key, np.int32(t))
             actions.append(np.asarray(action))
-        return jax.block_until_ready(acting.finish(unroll, timestep, np.int32(0))[0])
+        return jax.block_until_ready(acting.finish(unroll, timestep, np.int32(0)))
 
     trajectory = runtime._deliver(act())
     given = list(actions)

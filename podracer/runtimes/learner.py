@@ -136,9 +136,9 @@ class Learner:
         return train_state, {**means, **priority}
 
 
-def is_finite(tree: Any) -> Array:
-    """`[]` bool: whether all floating-point numbers of a tree are finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in _floats(tree)]))
+def is_finite(params: Any) -> Array:
+    """`[]` bool: whether all floating-point parameters are finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in _floats(params)]))
 
 
 def drift(params: Any) -> Array:
@@ -147,8 +147,8 @@ def drift(params: Any) -> Array:
     return differ & is_finite(params)
 
 
-def _floats(tree: Any) -> list[Array]:
-    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+def _floats(params: Any) -> list[Array]:
+    return [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 class ReplicaDrift(RuntimeError):

@@ -14,9 +14,8 @@ from podracer.agent import Agent
 from podracer.environment import HostEnvironment
 from podracer.ops import overlap
 from podracer.processes import check_finite
-from podracer.runtimes.learner import is_finite
 from podracer.runtimes.sebulba.parameters import Version
-from podracer.types import FIRST, LAST, ActorState, Array, Key, Mode, Params, TimeStep, Trajectory
+from podracer.types import ActorState, Array, Key, Mode, Params, TimeStep, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +73,13 @@ class Acting:
         )
         return output.action, actor_state, unroll
 
-    def _finish(self, unroll: Trajectory, timestep: TimeStep, version: Array) -> tuple[Trajectory, Array]:
-        """Adds the last time step, which is the first of the next unroll; says whether all that arrived is finite."""
+    def _finish(self, unroll: Trajectory, timestep: TimeStep, version: Array) -> Trajectory:
+        """Adds the last time step, which is the first of the next unroll."""
         versions = jnp.full((self.unroll_length, *timestep.reward.shape), version)
-        unroll = unroll.replace(
+        return unroll.replace(
             timestep=_write(unroll.timestep, timestep, self.unroll_length),
             actor_output=unroll.actor_output.replace(version=versions),
         )
-        return unroll, is_finite(unroll.timestep)
 
     def _extend(self, before: Trajectory, unroll: Trajectory, late_state: ActorState) -> tuple[Trajectory, Trajectory]:
         """The unroll with what came before, and its own end, which began in `late_state`, for the next one."""
@@ -150,13 +148,11 @@ class Actor:
             action = np.asarray(action)
             self.note("environment")
             self._timestep = self.environment.step(action, self._timeout)
+            check_finite(self.environment.spec.name, self._timestep, np.arange(self.environment.num_envs))
+            self._totals.add(self._timestep)
             self.note("inference")
         self.note("transfer")
-        trajectory, finite = self._acting.finish(trajectory, self._timestep, np.int32(version.number))
-        if not finite:
-            arrived = jax.tree.map(lambda x: np.moveaxis(np.asarray(x), 0, 1), trajectory.timestep)
-            check_finite(self.environment.spec.name, arrived, np.arange(self.environment.num_envs))
-        counts = self._totals.add(trajectory.timestep)
+        trajectory = self._acting.finish(trajectory, self._timestep, np.int32(version.number))
         if self._acting.overlap:
             before = self._acting.nothing(trajectory) if self._before is None else self._before
             trajectory, self._before = self._acting.extend(before, trajectory, late_state)
@@ -165,7 +161,7 @@ class Actor:
         self.note("queue")
         self._num_unrolls += 1
         seconds, self._seconds = self._seconds, dict.fromkeys(ACTIVITIES, 0.0)
-        return Unroll(delivered, version.number, self._number, counts, seconds)
+        return Unroll(delivered, version.number, self._number, self._totals.take(), seconds)
 
 
 class _Totals:
@@ -173,19 +169,24 @@ class _Totals:
 
     def __init__(self, num_envs: int):
         self._return, self._length = np.zeros(num_envs, np.float64), np.zeros(num_envs, np.int64)
+        self._counts = self._none()
 
-    def add(self, timestep: TimeStep) -> dict[str, float]:
-        """By `COUNTS`, of an unroll `[T+1, B]`, the first of whose time steps the unroll before has counted."""
-        step_type, reward = (np.asarray(x)[1:] for x in (timestep.step_type, timestep.reward))
-        real, last = step_type != FIRST, step_type == LAST
-        over = np.logical_or.accumulate(last[::-1])[::-1]  # belongs to an episode that has ended by now
-        ended_return, self._return = _split(self._return, reward.astype(np.float64), over)
-        ended_length, self._length = _split(self._length, real, over)
-        values = (real.sum(), last.sum(), ended_return, ended_length)
-        return {name: value.item() for name, value in zip(COUNTS, values, strict=True)}
+    @staticmethod
+    def _none() -> dict[str, float]:
+        return dict.fromkeys(COUNTS, 0)
 
+    def add(self, timestep: TimeStep) -> None:
+        """Adds an arrival `[B]`."""
+        real, last = ~np.asarray(timestep.first()), np.asarray(timestep.last())
+        self._return += timestep.reward
+        self._length += real
+        self._counts["agent_steps"] += int(real.sum())
+        self._counts["episodes"] += int(last.sum())
+        self._counts["episode_return"] += float(self._return[last].sum())
+        self._counts["episode_length"] += int(self._length[last].sum())
+        self._return[last], self._length[last] = 0.0, 0
 
-def _split(so_far: np.ndarray, values: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of sums `so_far` `[B]` and `values` `[T, B]`: the total of what is `over`, and the sums `[B]` of what goes on."""
-    total = values[over].sum() + so_far[over[0]].sum()
-    return total, np.where(over[0], 0, so_far) + np.where(over, 0, values).sum(axis=0)
+    def take(self) -> dict[str, float]:
+        """What came together since the last call."""
+        counts, self._counts = self._counts, self._none()
+        return counts
