@@ -1,7 +1,7 @@
 # make setup    a virtual environment in .venv with the podracer command in it, and one in the cache with Reverb's server
 # make pong     trains Muesli on Atari Pong, then evaluates; make demo: Catch, solved within two minutes
 # make check    before every commit, two minutes: lint, format, types (make lint) and the quick tests (make quick)
-# make test     the tests, 35 minutes on two cores; make test-slow: the long ones too, and what each took
+# make test     the tests, a quarter of an hour on two cores; make test-slow: the long ones too, and what each took
 # make docs     the site of the documentation, in site/
 # make report   runs benchmarks for about an hour and writes docs/report; ARGS="--list" says what there is
 #
@@ -63,7 +63,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)
-	$(PYTEST) --durations=0 --durations-min=10 $(ARGS)
+	PODRACER_TESTS_OPTIMIZED=1 $(PYTEST) --durations=0 --durations-min=10 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import xla
 
 _CACHE = Path(os.environ.get("PODRACER_CACHE_DIR") or "~/.cache/podracer").expanduser() / "tests-xla"
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+    os.environ["XLA_FLAGS"] = f"{xla.flags(num_devices=8)} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported

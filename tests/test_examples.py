@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import xla
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name, folder):
-    environ = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # the devices that a user has
+    environ = {**os.environ, "XLA_FLAGS": xla.flags()}
     done = subprocess.run(
         [sys.executable, EXAMPLES / name], cwd=folder, env=environ, capture_output=True, text=True, check=False
     )

@@ -134,12 +134,7 @@ def test_a_target_network_is_a_copy_from_time_to_time(form):
         jax.tree.map(np.testing.assert_array_equal, moved, expected)
 
 
-OFTEN = ("muesli", "muzero", "r2d2")  # of all, these have the most to remember
-
-
-@pytest.mark.parametrize(
-    "form", [form if form in OFTEN else pytest.param(form, marks=pytest.mark.slow) for form in sorted(FORMS)]
-)
+@pytest.mark.parametrize("form", sorted(FORMS))
 def test_a_run_resumes_bit_for_bit(form, tmp_path):
     """6 updates, a checkpoint and 6 more are 12 updates: parameters, targets, optimizer, replay, priorities, the overlap."""
     settings = [f"agent.{name}={value}" for name, value in {**FORMS[form], "unroll_length": T}.items()]

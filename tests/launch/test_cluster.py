@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import xla
 from conftest import HERE
 
 from podracer.launch import job as jobs
@@ -135,7 +136,7 @@ class Job:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.chdir(HERE)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")  # of the processes that are started
+    monkeypatch.setenv("XLA_FLAGS", xla.flags())  # of the processes that are started
     monkeypatch.setattr("podracer.launch.cluster.gang._TELL_SECONDS", 0.2)
 
 
@@ -257,7 +258,7 @@ def test_a_request_to_stop_saves(tmp_path):
 def test_nothing_outlives_a_launcher_that_is_killed(tmp_path):
     run_dir = tmp_path / "run"
     code = f"import test_cluster; from pathlib import Path; test_cluster.Job(Path({str(run_dir)!r}), steps=10**9).run()"
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, env={**os.environ, "PYTHONPATH": path})
     try:
         wait_for(lambda: (run_dir / "cluster" / "progress-1").exists(), "it does not begin")

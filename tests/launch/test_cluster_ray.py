@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import xla
 from conftest import HERE
 from test_cluster import num_saved, processes_of, wait_for
 
@@ -42,7 +43,7 @@ def command(*words):
 def start():
     """`start(words)` runs the command line as a process that ends with the test."""
     started = []
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": xla.flags()}
 
     def run(*words, **more):
         env = {**environment, **more}
@@ -165,7 +166,7 @@ def test_a_submitted_job_runs_on_the_cluster(start, tmp_path):
         "--node-ip-address=127.0.0.1",
     ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where a job finds podracer
-    environment = {**os.environ, **token, "PATH": path, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = {**os.environ, **token, "PATH": path, "XLA_FLAGS": xla.flags()}
     head = subprocess.Popen([*map(str, words)], env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         wait_for(lambda: _listens(port), "the dashboard does not listen")

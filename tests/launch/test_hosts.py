@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import xla
 from conftest import HERE
 
 from podracer import hosts
@@ -36,7 +37,7 @@ def start_hosts(tmp_path):
             environment = {
                 **os.environ,
                 "PYTHONUNBUFFERED": "1",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": xla.flags(devices),
                 "PODRACER_HOSTS": str(num),
                 "PODRACER_HOST": str(index),
                 "PODRACER_COORDINATOR": coordinator,

@@ -266,10 +266,10 @@ def test_unrolls_overlap_as_much_as_the_agent_asks_for(length):
     unrolls, whole = collect(plain), collect(runtime)
     data = lambda tree: (tree.timestep, tree.actor_output)  # noqa: E731
     new = jax.tree.map(lambda x: x[:, length:], data(whole))
-    jax.tree.map(np.testing.assert_array_equal, new, data(unrolls))
+    assert_trees_close(new, data(unrolls), atol=1e-6)  # log-probabilities of two programs differ by rounding
     old = jax.tree.map(lambda x: x[1:, :length], data(whole))
     ends = jax.tree.map(lambda x: x[:-1, 5 - length : 5], data(unrolls))
-    jax.tree.map(np.testing.assert_array_equal, old, ends)
+    assert_trees_close(old, ends, atol=1e-6)
     assert np.all(whole.timestep.step_type[0, :length] == LAST)
     # The recurrent state is the one from before the first step of the overlap.
     params, state = plain.init().train_state.params, jax.tree.map(lambda x: x[1], unrolls.actor_state)

@@ -50,10 +50,10 @@ def run(runtime, *calls):
 @pytest.mark.parametrize(
     ("agent", "settings"),
     [
-        pytest.param("impala", (), marks=pytest.mark.slow),
+        ("impala", ()),
         ("impala", ("agent.core.kind=lstm", "anakin.minibatches=2")),
         # Adam makes much of what rounding does to the least gradients: up to a twentieth of the learning rate here.
-        pytest.param("muesli", (*MUESLI, "agent.learning_rate=1e-4"), marks=pytest.mark.slow),
+        ("muesli", (*MUESLI, "agent.learning_rate=1e-4")),
         ("muesli", (*MUESLI, "agent.core.kind=gru", "agent.replay_share=0.5")),
         ("r2d2", ("agent.burn_in=3", "agent.replay_capacity=64", "agent.learning_rate=1e-4")),
     ],

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xla
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
@@ -15,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 @pytest.mark.usefixtures("reverb_installed")
 def test_a_run_in_which_everything_dies_once_or_more():
     command = [sys.executable, str(SCRIPT), "--seconds", "30", "--every", "4"]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = {**os.environ, "XLA_FLAGS": xla.flags()}
     result = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     report = json.loads(result.stdout.splitlines()[-1]) if result.stdout else {}
     assert (result.returncode, report.get("broken")) == (0, []), result.stderr
