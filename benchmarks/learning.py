@@ -56,13 +56,13 @@ CASES = {
     ),
     "impala_cartpole": Case(
         "IMPALA on CartPole, Sebulba",
-        f"{_CARTPOLE.format('impala')} --set agent.decay_updates=781",
-        500_000,
+        _CARTPOLE.format("impala"),
+        1_500_000,
         3,
         {
             "in turns (the preset)": Arm(),
             "a lag of up to 2 updates": Arm(("sebulba.sync=false", "sebulba.max_lag=2")),
-            "control: learning rate 0": dataclasses.replace(_FROZEN, share=0.1),
+            "control: learning rate 0": dataclasses.replace(_FROZEN, share=0.03),
         },
     ),
     "muesli_cartpole": Case(

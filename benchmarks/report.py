@@ -9,8 +9,8 @@ A section is some commands of benchmarks. Their JSON lines go to docs/report/dat
 command its seconds and how it ended; docs/report/index.md and its pictures are made from these files alone. A command that
 fails stops no other one; the page says which, and the exit code is 1.
 
-`--peers PYTHON` is the interpreter of an environment that has Sample Factory, `--purejaxrl DIR PYTHON` a checkout of PureJaxRL
-and an interpreter that can run it. What is not given is said in one line.
+`--peers PYTHON` is the interpreter of an environment that has Sample Factory, `--purejaxrl DIR PYTHON` the folder `purejaxrl`
+of a checkout of PureJaxRL and an interpreter that can run it. What is not given is said in one line.
 """
 
 import argparse
@@ -81,7 +81,7 @@ SECTIONS = {
         "Anakin against PureJaxRL",
         ("anakin.py peer --rounds 5 --purejaxrl {purejaxrl} --peer-python {python}",),
         "purejaxrl",
-        "PureJaxRL is on no package index: `git clone https://github.com/luchris429/purejaxrl`, then `--purejaxrl DIR PYTHON`.",
+        "It has no package: `git clone https://github.com/luchris429/purejaxrl`, and `--purejaxrl DIR/purejaxrl PYTHON`.",
     ),
     "peers_sebulba": Section(
         "Sebulba against Sample Factory",

@@ -10,7 +10,8 @@ from packaging.requirements import Requirement
 
 from podracer import registry
 from podracer.cache import cache_dir
-from podracer.launch.words import many, one_line, row
+from podracer.config import one_line
+from podracer.launch.words import many, row
 
 _PACKAGE = "podracer-rl"
 _KEY_LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "rlax", "mctx", "numpy", "envpool", "ale-py")

@@ -4,13 +4,10 @@ import shutil
 import sys
 import textwrap
 
+from podracer.config import one_line
+
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _TIMES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
-
-
-def one_line(text: object, most: int | None = None) -> str:
-    """`text` without its line breaks, and of no more than `most` characters."""
-    return " ".join(str(text).split())[:most]
 
 
 def complain(text: object) -> None:

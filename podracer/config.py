@@ -14,9 +14,9 @@ class ConfigError(ValueError):
     """A configuration that cannot be. Its text is one line that says what to do."""
 
 
-def one_line(error: BaseException) -> str:
-    """The text of an error of somebody else, for a message of ours."""
-    return " ".join(str(error).split())
+def one_line(text: object, most: int | None = None) -> str:
+    """`text`, which may be an error of somebody else, without line breaks, and of no more than `most` characters."""
+    return " ".join(str(text).split())[:most]
 
 
 @dataclasses.dataclass(frozen=True)

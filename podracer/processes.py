@@ -27,6 +27,7 @@ import jax
 import numpy as np
 
 from podracer import dm, workers
+from podracer.config import one_line
 from podracer.environment import Environment, EnvironmentFailed, HostEnvironment, Unsupported, VectorEnvironment
 from podracer.types import EnvironmentSpec, TimeStep
 from podracer.workers import Factory, Field, Layout, Task
@@ -66,7 +67,7 @@ class ProcessEnvironment(Environment):
             env = dm.build(factory, 0)
             observation, action = dm.observation_spec(env.observation_spec()), dm.action_spec(env.action_spec())
         except TypeError as error:
-            raise Unsupported(f"{name}: {' '.join(str(error).split())}") from error
+            raise Unsupported(f"{name}: {one_line(error)}") from error
         env.close()
         spec = EnvironmentSpec(name=name, observation=observation, action=action)
         return cls(spec, functools.partial(dm.make, factory=factory, max_steps=max_steps), num_workers)

@@ -106,8 +106,8 @@ class CcaConfig:
 
     def __post_init__(self) -> None:
         require(self, "discount", at_least=0, at_most=1)
-        require(self, "reward_scale", above=0)
-        require(self, "decay_updates", "classifier_steps", at_least=0)
+        require(self, "reward_scale", "max_gradient_norm", above=0)
+        require(self, "learning_rate", "classifier_learning_rate", "decay_updates", "classifier_steps", at_least=0)
 
 
 # Sizes for a CPU of two cores.

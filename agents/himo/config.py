@@ -71,6 +71,8 @@ class HiMoConfig:
         require(self, "phi_size", at_least=1)
         require(self, "lookahead", at_least=0)
         require(self, "discount", at_least=0, at_most=1)
+        require(self, "learning_rate", "decay_updates", at_least=0)
+        require(self, "max_gradient_norm", above=0)
         if self.base == "vtrace" and self.lookahead > self.unroll_length:
             raise ValueError(f"lookahead={self.lookahead} must be at most unroll_length, {self.unroll_length}")
         if self.base == "r2d2" and self.q.burn_in + self.lookahead > self.unroll_length:

@@ -39,6 +39,8 @@ class ImpalaConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "discount", at_least=0, at_most=1)
+        require(self, "learning_rate", "decay_updates", at_least=0)
+        require(self, "max_gradient_norm", above=0)
 
 
 # Table G.1 of Espeholt et al. 2018, for accelerators.

@@ -96,8 +96,8 @@ class MuesliConfig:
         if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
             raise ValueError(f"target_share, behaviour_share and uniform_share must sum to 1, not {sum(shares):g}")
         require(self, "model_steps", at_least=1)
-        require(self, "num_kl_samples", "num_q_samples", "decay_updates", at_least=0)
-        require(self, "cmpo_clip", "z_init", above=0)
+        require(self, "num_kl_samples", "num_q_samples", "learning_rate", "decay_updates", "weight_decay", at_least=0)
+        require(self, "cmpo_clip", "z_init", "max_update", above=0)
         probabilities = ("discount", "retrace_lambda", "variance_decay", "target_rate", "dynamics_gradient")
         require(self, *probabilities, at_least=0, at_most=1)
 

@@ -113,6 +113,8 @@ class MuZeroConfig:
         require(self, "model_steps", "return_steps", "target_period", at_least=1)
         require(self, "discount", "dynamics_gradient", "reanalyze_share", at_least=0, at_most=1)
         require(self, "replay_share", at_least=0, below=1)
+        require(self, "learning_rate", "decay_updates", "weight_decay", at_least=0)
+        require(self, "max_gradient_norm", above=0)
 
     def one_step_search(self) -> SearchConfig:
         """The search of the same budget that looks one action ahead."""

@@ -60,8 +60,8 @@ class NavConfig(ActorCriticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "beta_d1", "beta_d2", "beta_l", at_least=0)
-        require(self, "depth_power", above=0)
+        require(self, "beta_d1", "beta_d2", "beta_l", "learning_rate", "probe_learning_rate", "decay_updates", at_least=0)
+        require(self, "depth_power", "max_gradient_norm", above=0)
         require(self, "discount", at_least=0, at_most=1)
 
 

@@ -40,6 +40,8 @@ class R2D2Config(SequenceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "discount", at_least=0, at_most=1)
+        require(self, "learning_rate", "decay_updates", at_least=0)
+        require(self, "max_gradient_norm", above=0)
 
 
 # Everything is observed, so there is no core.

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from podracer.config import ConfigError
+from podracer.config import ConfigError, one_line
 from podracer.launch.options import Count, apply
-from podracer.launch.words import complain, one_line
+from podracer.launch.words import complain
 
 _FOLLOW_SECONDS = 0.5
 _STOP_SECONDS = 120.0

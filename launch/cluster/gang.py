@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from podracer.config import one_line
 from podracer.launch.cluster.places import NoRoom, Places, Seat, SeatLost
 from podracer.launch.cluster.processes import Report
 from podracer.launch.cluster.record import Record
 from podracer.launch.signals import Stopped, StopRequests
-from podracer.launch.words import one_line
 
 _POLL_SECONDS = 0.2
 _TELL_SECONDS = 5.0

@@ -11,11 +11,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from podracer.config import ConfigError
+from podracer.config import ConfigError, one_line
 from podracer.launch.cluster.local_ray import LocalRay
 from podracer.launch.cluster.places import LocalSeat, NoRoom, Places, Seat, SeatLost
 from podracer.launch.cluster.processes import Report
-from podracer.launch.words import one_line
 
 _CALL_SECONDS = 30.0
 _PATIENCE_SECONDS = 15.0

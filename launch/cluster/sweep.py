@@ -13,10 +13,9 @@ from typing import Any
 
 import click
 
-from podracer.config import ConfigError
+from podracer.config import ConfigError, one_line
 from podracer.launch.cluster.ray_places import authenticate
 from podracer.launch.options import Count
-from podracer.launch.words import one_line
 
 _TAIL_CHARACTERS = 300
 _SAMPLERS = ("uniform", "loguniform", "randint", "choice")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from podracer.config import ConfigError
+from podracer.config import ConfigError, one_line
 
 _MISSING = "--wandb needs the package wandb: pip install 'podracer-rl[wandb]'"
 
@@ -47,8 +47,9 @@ class WandbRun:
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except (wandb.Error, ValueError) as error:
-            words = " ".join(str(error).split())
-            raise ConfigError(f"--wandb {project}: {words} (WANDB_MODE=offline keeps it here for `wandb sync`)") from error
+            raise ConfigError(
+                f"--wandb {project}: {one_line(error)} (WANDB_MODE=offline keeps it here for `wandb sync`)"
+            ) from error
         self._run.define_metric("num_agent_steps")
         self._run.define_metric("*", step_metric="num_agent_steps")
 

@@ -12,7 +12,7 @@ from podracer.types import Array
 def cmpo_policy(prior: Array, advantages: Array, clip: float | None = 1.0) -> Array:
     """The CMPO policy, `prior * exp(clip(advantages)) / z`.
 
-    Its total variation from `prior` is at most `max_total_variation(clip)`, whatever the advantages (Theorem 4.1).
+    Its total variation from `prior` is at most `tanh(clip / 2)`, whatever the advantages (Theorem 4.1).
     "Muesli", Hessel et al. 2021, eq. 7.
 
     Args:
@@ -66,13 +66,3 @@ def sampled_cmpo_weights(
 def clip_advantages(advantages: Array, clip: float | None) -> Array:
     """`advantages` limited to [-clip, clip] on both sides; unchanged where `clip` is None."""
     return advantages if clip is None else jnp.clip(advantages, -clip, clip)
-
-
-def max_total_variation(clip: float) -> float:
-    """The largest total variation between a CMPO policy and its prior, `tanh(clip / 2)` (Theorem 4.1)."""
-    return math.tanh(clip / 2)
-
-
-def clip_for_total_variation(max_distance: float) -> float:
-    """The clip that keeps the total variation below `max_distance` in (0, 1); the inverse of `max_total_variation`."""
-    return 2 * math.atanh(max_distance)

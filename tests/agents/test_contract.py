@@ -10,7 +10,7 @@ from dm_env import specs
 
 from podracer import registry
 from podracer.checkpoint import Checkpoints, tree_sha256
-from podracer.config import override
+from podracer.config import ConfigError, override
 from podracer.launch import job as jobs
 from podracer.runtimes.anakin import Anakin
 from podracer.types import FIRST, LAST, MID, EnvironmentSpec, Mode, TimeStep, Trajectory
@@ -80,6 +80,13 @@ def acted(form, mode=Mode.TRAIN):
     inputs = jax.tree.map(lambda x: x[:-1], timestep), jax.random.split(jax.random.key(1), num_steps)
     _, output = jax.jit(lambda s, x: jax.lax.scan(step, s, x))(actor_state, inputs)
     return state, Trajectory(timestep=timestep, actor_output=output, actor_state=actor_state)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "decay_updates"])
+@pytest.mark.parametrize("agent", registry.names(registry.AGENTS))
+def test_an_optimizer_that_cannot_be_is_refused(agent, name):
+    with pytest.raises(ConfigError, match=f"{name}.* -1"):
+        override(registry.agent_class(agent).Config(), {name: -1})
 
 
 @pytest.mark.parametrize("mode", Mode)
