@@ -113,17 +113,10 @@ def run(words: list[str], run_dir: Path) -> tuple[np.ndarray, np.ndarray, list[f
     each = summary.get("seeds", [summary])
     rows = [row for row in read_rows(run_dir) if row.get("episode_return") is not None]
     steps = np.array([row["num_agent_steps"] / len(each) for row in rows])
-    episodes, returns = (
-        np.array([np.atleast_1d(row[name]) for row in rows], np.float64) for name in ("episodes", "episode_return")
-    )
-    returns[episodes < 0.25 * np.median(episodes, axis=0)] = np.nan  # too few for a mean: the first rows are short
+    returns = np.array([np.atleast_1d(row["episode_return"]) for row in rows], np.float64)
+    length = np.diff(steps, prepend=0.0)  # the first and the last row can be, in which only the shortest episodes ended
+    returns[length < 0.5 * np.median(length)] = np.nan
     return steps, returns, [seed["eval_return_mean"] for seed in each], summary["agent_steps_per_second"]
-
-
-def _at(grid: np.ndarray, steps: np.ndarray, returns: np.ndarray) -> np.ndarray:
-    """Returns `[P]` between those of one seed; rows in which none of its episodes ended count for nothing."""
-    seen = np.isfinite(returns)
-    return np.interp(grid, steps[seen], returns[seen])
 
 
 def arm_line(name: str, label: str, steps: int, seeds: int) -> dict[str, Any]:
@@ -134,9 +127,10 @@ def arm_line(name: str, label: str, steps: int, seeds: int) -> dict[str, Any]:
     commands = [command_of(case, arm, steps, seeds, None if together else seed) for seed in ([0] if together else range(seeds))]
     with tempfile.TemporaryDirectory() as folder:
         found = [run(words, Path(folder) / str(i)) for i, words in enumerate(commands)]
+    seen = [(steps[kept], seed[kept]) for steps, returns, *_ in found for seed in returns.T for kept in [np.isfinite(seed)]]
     # Rows come about one a second, so those of two processes are at other steps.
-    grid = np.linspace(max(steps[0] for steps, *_ in found), min(steps[-1] for steps, *_ in found), 80)
-    at_grid = [_at(grid, steps, seed) for steps, returns, *_ in found for seed in returns.T]
+    grid = np.linspace(max(steps[0] for steps, _ in seen), min(steps[-1] for steps, _ in seen), 80)
+    at_grid = [np.interp(grid, *rows) for rows in seen]
     return {
         "case": name,
         "title": case.title,
