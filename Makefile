@@ -3,7 +3,7 @@
 # make check    before every commit, two minutes: lint, format, types (make lint) and the quick tests (make quick)
 # make test     the tests, a quarter of an hour on two cores; make test-slow: the long ones too, and what each took
 # make docs     the site of the documentation, in site/
-# make report   runs benchmarks for about an hour and writes docs/report; ARGS="--list" says what there is
+# make report   runs benchmarks for three quarters of an hour and writes docs/report; ARGS="--list" says what there is
 #
 # ARGS="..." goes to the command: make pong ARGS="--steps 1e6 --seed 1"
 

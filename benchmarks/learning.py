@@ -62,7 +62,7 @@ CASES = {
         {
             "in turns (the preset)": Arm(),
             "a lag of up to 2 updates": Arm(("sebulba.sync=false", "sebulba.max_lag=2")),
-            "control: learning rate 0": dataclasses.replace(_FROZEN, share=0.03),
+            "control: learning rate 0": dataclasses.replace(_FROZEN, share=0.1),
         },
     ),
     "muesli_cartpole": Case(

@@ -1,6 +1,6 @@
 """The report on all that is measured here: runs benchmarks, and makes docs/report of what they print.
 
-    make report                                  all sections, about an hour on two cores
+    make report                                  all sections, three quarters of an hour on two idle cores
     make report ARGS="--only curves speed"       some of them, again; the page keeps what it has of the others
     make report ARGS="--list"                    what there is, with the seconds that each took
     make report ARGS="--render"                  the page anew, from the data that is there
