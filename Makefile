@@ -59,10 +59,10 @@ check: lint quick
 quick: $(STAMP)
 	$(PYTEST) -m "quick and not slow" --timeout 30 $(ARGS)
 
-test: $(STAMP)
+test: setup
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: setup
 	PODRACER_TESTS_OPTIMIZED=1 $(PYTEST) --durations=0 --durations-min=10 $(ARGS)
 
 lint: $(STAMP)
