@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,16 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _records(path: Path) -> list[Any]:
-    """What an offline run would send: protocol buffers in a log of LevelDB's form, behind a head of 7 bytes."""
+    """What a finished offline run would send. A process of wandb writes the file, and its end after `finish` returned."""
+    deadline = time.monotonic() + 60
+    while not (records := _read(path)) or records[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < deadline, f"{path} has no end after a minute: {len(records)} records"
+        time.sleep(0.1)
+    return records
+
+
+def _read(path: Path) -> list[Any]:
+    """Protocol buffers in a log of LevelDB's form, behind a head of 7 bytes, as far as they are written."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, parts, records = path.read_bytes(), 7, b"", []
@@ -37,6 +47,8 @@ def _records(path: Path) -> list[Any]:
             at += 2**15 - at % 2**15
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            break
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
