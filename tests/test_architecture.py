@@ -1,6 +1,7 @@
 """The layers hold: nothing below imports what stands above it, and the page that draws them names files that are there."""
 
 import ast
+import collections
 import graphlib
 import re
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_no_circle_of_imports():
         for name, path in modules.items()
     }
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules) > 150
+
+
+def test_a_bare_name_is_one_module():
+    """Scripts and tests are found by their bare names, those of each other too where a test runs a benchmark."""
+    folders = ("benchmarks", "docs/tools", "examples", "tests")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if path.name != "conftest.py"]
+    assert len(paths) > 100
+    twice = [name for name, count in collections.Counter(path.name for path in paths).items() if count > 1]
+    assert not twice
+    assert not [path for path in paths if "conftest" in set(imports(path))]  # there are several of those
 
 
 def test_the_page_names_what_is_there():

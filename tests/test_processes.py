@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-import host_environments
 import numpy as np
 import psutil
 import pytest
+import worker_environments
 from dm_env import specs
 
 from podracer import types
@@ -35,7 +35,7 @@ def make():
     """Makes pools, and sees to it that their processes end."""
     pools, processes = [], []
 
-    def make_pool(factory=host_environments.Counter, num_envs=4, seed=0, first_env=0, num_workers=2):
+    def make_pool(factory=worker_environments.Counter, num_envs=4, seed=0, first_env=0, num_workers=2):
         pools.append(ProcessPool(SPEC, factory, num_envs, seed, first_env, num_workers))
         processes.extend(worker.popen for worker in pools[-1]._workers)
         return pools[-1]
@@ -53,7 +53,7 @@ def play(pool):
 
 
 def faulty(fault):
-    return functools.partial(host_environments.Faulty, fault=fault)
+    return functools.partial(worker_environments.Faulty, fault=fault)
 
 
 def test_the_stream_of_an_environment(make):
@@ -74,7 +74,7 @@ def test_the_stream_of_an_environment(make):
 
 
 def test_a_time_limit_keeps_the_discount(make):
-    pool = make(functools.partial(host_environments.Counter, length=9, limit=2))
+    pool = make(functools.partial(worker_environments.Counter, length=9, limit=2))
     pool.reset(TIMEOUT)
     pool.step(np.zeros(4, int), TIMEOUT)
     timestep = pool.step(np.zeros(4, int), TIMEOUT)
@@ -183,7 +183,7 @@ def test_one_may_wait_on_after_a_timeout(make):
 
 
 def test_workers_import_no_jax_and_the_picture_comes_across(make):
-    pool = make(host_environments.Modules, first_env=7)
+    pool = make(worker_environments.Modules, first_env=7)
     pool.reset(TIMEOUT)
     assert (pool.step(np.zeros(4, int), TIMEOUT).observation["count"][:, 2] == 0).all()
     assert pool.render().tolist() == np.full((2, 3, 3), 7).tolist()
@@ -210,9 +210,9 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     script.write_text(
         "import sys, time, numpy as np\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_processes import SPEC, TIMEOUT, ProcessPool, host_environments\n"
+        "from test_processes import SPEC, TIMEOUT, ProcessPool, worker_environments\n"
         "def factory(number, seed):\n"
-        "    return host_environments.Faulty(1, seed, ['hang', 'busy'][number])\n"
+        "    return worker_environments.Faulty(1, seed, ['hang', 'busy'][number])\n"
         "pool = ProcessPool(SPEC, factory, 2, 0, 0, 2)\n"
         "pool.reset(TIMEOUT)\n"
         "pool.step(np.zeros(2, int), TIMEOUT)\n"

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dm_env import specs
-from host_environments import SUITES as HOST
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from worker_environments import SUITES as HOST
 
 from podracer import registry, types
 from podracer.contract import Contract, ContractError

@@ -373,11 +373,12 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "himo.py"
 
 @functools.cache
 def benchmark():
-    sys.path.insert(0, str(BENCHMARK.parent))  # as for a script: it imports what benchmarks share
     spec = importlib.util.spec_from_file_location("himo_benchmark", BENCHMARK)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where its dataclasses look for their own module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARK.parent))  # as for a script: it imports what benchmarks share
+        spec.loader.exec_module(module)
     return module
 
 

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import gymnasium
-import host_environments
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import worker_environments
 
 from podracer import registry, rng, types
 from podracer.config import ConfigError, override
@@ -47,7 +47,7 @@ CASES = {
 
 
 def test_no_suite_of_the_host_is_left_out():
-    assert {name.partition("/")[0] for name in CASES} >= set(host_environments.SUITES)
+    assert {name.partition("/")[0] for name in CASES} >= set(worker_environments.SUITES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import xla
-from conftest import HERE
 
 from podracer.launch import job as jobs
 from podracer.launch.cluster import record
 from podracer.launch.cluster.gang import Gang, GaveUp, Policy, actor_command, learner_command
 from podracer.launch.cluster.places import LocalSeat, NoRoom, Places
 from podracer.launch.signals import Stopped, StopRequests
+
+HERE = Path(__file__).parent
 
 WAIT_S = 150
 

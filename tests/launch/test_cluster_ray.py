@@ -13,12 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import xla
-from conftest import HERE
 from test_cluster import num_saved, processes_of, wait_for
 
 from podracer.launch.cluster.places import SeatLost
 from podracer.launch.cluster.processes import free_port
 from podracer.launch.cluster.ray_places import OnRay
+
+HERE = Path(__file__).parent
 
 pytest.importorskip("ray", reason="Ray is missing: pip install 'podracer-rl[ray]'")
 

@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import xla
-from conftest import HERE
 
 from podracer import hosts
 from podracer.config import ConfigError
+
+HERE = Path(__file__).parent
 
 TINY = ["--agent", "tiny_parts:TinyAgent", "--env", "tiny_parts:SUITE", "--set", "anakin.num_envs=8"]
 WAIT_S = 120

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HERE
 from tiny_parts import TINY
 
 from podracer.launch.cluster import sweep
 from podracer.metrics.log import read_rows
+
+HERE = Path(__file__).parent
 
 RUN = ("launch", "anakin", *TINY)
 

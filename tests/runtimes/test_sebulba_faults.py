@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 
-import host_environments
 import jax
 import numpy as np
 import psutil
 import pytest
+import worker_environments
 from dm_env import specs
 
 from podracer import registry, types
@@ -37,7 +37,7 @@ class Watched(ProcessEnvironment):
     """Remembers its pools and their processes."""
 
     def __init__(self, hangs=""):
-        super().__init__(SPEC, functools.partial(host_environments.Walk, hangs=str(hangs)), num_workers=2)
+        super().__init__(SPEC, functools.partial(worker_environments.Walk, hangs=str(hangs)), num_workers=2)
         self.pools, self.processes = [], []
 
     def host(self, num_envs, seed, first_env=0):
