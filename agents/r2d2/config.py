@@ -87,8 +87,9 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "gymnax/CartPole-v1": _CARTPOLE,
     "gymnasium/CartPole-v1": _CARTPOLE.also({"sebulba.sync": True}),
-    # An unroll begins in the corridor and needs what was seen before it. With less exploration or a lower learning rate
-    # some seeds settle for keeping away from both arms, one of which is a trap.
+    # An unroll begins in the corridor and needs what was seen before it. With less exploration, or the default epsilon of
+    # Adam beside the small gradients of rare rewards, some seeds settle for keeping away from both arms, one of which is a
+    # trap. The fall of the rate keeps what has been learned.
     "gridworld/tmaze": Preset(
         num_steps=400_000,
         overrides={
@@ -101,6 +102,8 @@ PRESETS: Mapping[str, Preset] = {
             "agent.discount": 0.99,
             "agent.epsilon_alpha": 3.0,
             "agent.learning_rate": 2e-3,
+            "agent.adam_epsilon": 1e-5,
+            "agent.decay_updates": 2500,
             "anakin.num_envs": 16,
         },
     ),
