@@ -232,9 +232,14 @@ def portal_row(steps: int, seeds: int, **settings: Any) -> Row:
     settings = {f"agent.{name}": value for name, value in settings.items()}
     runtime, environment, _ = common.population(request, settings, points=_POINTS)
     roll_out = jax.jit(jax.vmap(functools.partial(_roll_out, runtime.agent, environment), in_axes=(0, 0)))
-    done = common.train(
-        runtime, steps, look=lambda state: _probe(*roll_out(state.train_state.params, _keys(seeds))), start=start
-    )
+
+    def look(state: Any) -> Probed:
+        params = state.train_state.params
+        if seeds == 1:
+            params = jax.tree.map(lambda x: x[None], params)
+        return _probe(*roll_out(params, _keys(seeds)))
+
+    done = common.train(runtime, steps, look=look, start=start)
     taken_steps, curve = done.steps[done.whole], done.metrics["episode_return"][done.whole]
     phi, phi_hat = (np.stack(values)[done.whole] for values in zip(*done.seen, strict=True))
     reached = np.array([taken_steps[np.argmax(column)] if column.any() else np.inf for column in (curve >= _GOOD).T])
